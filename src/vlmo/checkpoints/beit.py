@@ -133,23 +133,7 @@ def convert(
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
-    if layout.OUR_IMAGE_POSITIONS in weights:
-        settings["position_embedding"] = "absolute"
-        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
-        grid = layout.grid_side("pos_embed", rows, num_fixed=1)
-        settings |= layout.common_sizes(tensors, num_attention_heads=num_attention_heads)
-    else:
-        settings["position_embedding"] = "relative"
-        table = _take_table(tensors)
-        settings |= layout.common_sizes(
-            tensors, columns=table.shape[1], num_attention_heads=num_attention_heads
-        )
-        grid = layout.grid_side(
-            "the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True
-        )
-        # Rows for texts, which BEiT lacks, change nothing at zero.
-        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])
-        weights[layout.OUR_TABLE] = torch.cat([table, text_rows])
+    settings |= _sizes(tensors, num_attention_heads=num_attention_heads)
     names = {int(number): str(name) for number, name in dict(config.get("id2label") or {}).items()}
     if task is _CLASSIFIED and names.keys() == set(range(settings["num_labels"])):
         del settings["num_labels"]
@@ -159,7 +143,6 @@ def convert(
         # Stage 3 adds them, from the expert that its recipe names.
         num_fusion_layers=0,
         max_text_positions=layout.MAX_TEXT_POSITIONS,
-        image_size=settings["patch_size"] * grid,
         layer_norm_eps=norm_eps,
         **settings,
     )
@@ -171,20 +154,48 @@ def convert(
     )
     tensors.leave_out("mim_head." if task is _CLASSIFIED else "classifier")
     notes += _add_missing(weights, ours, mean_pooled=mean_pooled)
-    # Stage 2 trains the text side, which a model of images does not have.
-    created = r"vlmo\.text_embeddings\.|vlmo\.blocks\.\d+\.experts\.language\."
-    if task is not _CLASSIFIED and _MASK_TOKEN not in weights:
-        created += r"|mim_head\.mask_token"
-    if task is not _CLASSIFIED and _TOKEN_HEAD not in weights:
-        created += r"|mim_head\.decoder\."
     return Conversion(
         kind=f"{publisher}, {task.title}",
         tensors=tensors,
         model_class=task.model_class,
         config=ours,
-        created=created,
+        created=_created(weights, masks=task is not _CLASSIFIED),
         notes=notes,
     )
+
+
+def _sizes(tensors: Tensors, *, num_attention_heads: int | None) -> dict[str, Any]:
+    """Return the settings that the tensors tell; a position table gets the rows of texts, which BEiT lacks."""
+    weights = tensors.weights
+    if layout.OUR_IMAGE_POSITIONS in weights:
+        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
+        grid = layout.grid_side("pos_embed", rows, num_fixed=1)
+        sizes = layout.common_sizes(tensors, num_attention_heads=num_attention_heads)
+        positions = "absolute"
+    else:
+        table = _take_table(tensors)
+        sizes = layout.common_sizes(
+            tensors, columns=table.shape[1], num_attention_heads=num_attention_heads
+        )
+        grid = layout.grid_side(
+            "the position table of this BEiT", len(table), num_fixed=NUM_CLASS_ROWS, relative=True
+        )
+        # They change nothing at zero.
+        text_rows = table.new_zeros(NUM_CROSS_ROWS + 2 * layout.MAX_TEXT_POSITIONS, table.shape[1])
+        weights[layout.OUR_TABLE] = torch.cat([table, text_rows])
+        positions = "relative"
+    return sizes | {"position_embedding": positions, "image_size": sizes["patch_size"] * grid}
+
+
+def _created(weights: Mapping[str, Tensor], *, masks: bool) -> str:
+    """Return a pattern of the weights that start anew; `masks` if the model has a head of masked patches."""
+    # Stage 2 trains the text side, which a model of images does not have.
+    created = r"vlmo\.text_embeddings\.|vlmo\.blocks\.\d+\.experts\.language\."
+    if masks and _MASK_TOKEN not in weights:
+        created += r"|mim_head\.mask_token"
+    if masks and _TOKEN_HEAD not in weights:
+        created += r"|mim_head\.decoder\."
+    return created
 
 
 def _add_missing(

@@ -133,11 +133,7 @@ def convert(
     )
     notes = layout.note_on_depth("BEiT-3", config)
     if task in {_ANSWERS, _CLASSES}:
-        # The published code has no norm after the blocks in these tasks: it becomes the identity.
-        cls_token = weights[layout.OUR_CLASS_TOKEN]
-        for side in ("language",) if task is _ANSWERS else ("vision", "language"):
-            weights.setdefault(f"vlmo.norm.{side}.weight", cls_token.new_ones(config.hidden_size))
-            weights.setdefault(f"vlmo.norm.{side}.bias", cls_token.new_zeros(config.hidden_size))
+        _add_final_norms(weights, ("language",) if task is _ANSWERS else ("vision", "language"))
     elif task.model_class not in {models.VLMoForVisualReasoning, models.VLMoForImageCaptioning}:
         notes.append(
             "BEiT-3 has no matching head: it embeds images, texts and pairs, and scores no pair."
@@ -149,13 +145,19 @@ def convert(
         tensors=tensors,
         model_class=task.model_class,
         config=config,
-        max_text_length=min(
-            64,
-            texts,
-            # `--num_max_bpe_tokens` of the published fine-tuning commands.
-        ),
+        # `--num_max_bpe_tokens` of the published fine-tuning commands.
+        max_text_length=min(64, texts),
         text="sentencepiece",
         # The published code: datasets.py, build_imagenet_transform; build_transform of every other task takes 0.5.
         imagenet_pixels=task is _CLASSES,
         notes=notes,
     )
+
+
+def _add_final_norms(weights: dict[str, Tensor], sides: tuple[str, ...]) -> None:
+    """Add final norms as the identity, where the published code has no norm after the blocks."""
+    cls_token = weights[layout.OUR_CLASS_TOKEN]
+    width = cls_token.shape[-1]
+    for side in sides:
+        weights.setdefault(f"vlmo.norm.{side}.weight", cls_token.new_ones(width))
+        weights.setdefault(f"vlmo.norm.{side}.bias", cls_token.new_zeros(width))

@@ -81,16 +81,13 @@ def import_checkpoint(
         image_size: Pixels; position tables are resized to it.
         text_length: Longest text in tokens, a multiple of 8; by default that of the file.
         num_attention_heads: Where the tensors do not tell it.
-        vocabulary: BERT's `vocab.txt` or a folder with it; for BEiT-3 its SentencePiece file. By
-            default BERT's is fetched from the model hub.
+        vocabulary: BERT's `vocab.txt` (by default that of the model hub) or a folder with it; BEiT-3's SentencePiece.
         labels: File with the names of answers or classes; see `read_labels`.
-        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation, whatever
-            its `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name
-            (`..._pt1k...`) and of BEiT-3's classifiers of images.
-        address: Origin of the file, for the model card.
-        licence: Of the weights, for the model card.
-        usage_of: Gives purpose and code of a folder's model for its card, such as
-            `vlmo.tasks.usage_of`.
+        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation, whatever its
+            `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name (`..._pt1k...`) and of
+            BEiT-3's classifiers of images.
+        address: Origin of the file, for the model card, as is the `licence` of its weights.
+        usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
 
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
@@ -102,23 +99,12 @@ def import_checkpoint(
     state_dict = read_state_dict(path)
     config = read_config(path) if (path / "config.json").is_file() else {}
     try:
-        if config.get("model_type") == models.VLMoConfig.model_type:
-            raise ValueError(
-                "this is a model folder of this project already; load it with from_pretrained"
-            )
         conversion = _convert(state_dict, config, num_attention_heads=num_attention_heads)
         _resize_images(conversion, image_size)
         _fit_text(conversion, text_length, has_vocabulary=vocabulary is not None)
         processor = _make_processor(conversion, vocabulary)
-        class_names = conversion.config.id2label or {}
-        if (
-            labels is None
-            and conversion.model_class in _CLASSIFIERS
-            and "LABEL_0" in class_names.values()
-        ):
-            conversion.notes.append(
-                f"its {len(class_names)} classes are called LABEL_0 and on; --labels names them"
-            )
+        if labels is None:
+            _note_unnamed_classes(conversion)
         model = _build(conversion)
         _fold_pixels(model, conversion, path, imagenet_pixels=imagenet_pixels)
     except ValueError as problem:
@@ -142,6 +128,14 @@ def import_checkpoint(
     return conversion
 
 
+def _note_unnamed_classes(conversion: Conversion) -> None:
+    class_names = conversion.config.id2label or {}
+    if conversion.model_class in _CLASSIFIERS and "LABEL_0" in class_names.values():
+        conversion.notes.append(
+            f"its {len(class_names)} classes are called LABEL_0 and on; --labels names them"
+        )
+
+
 def _card(
     conversion: Conversion, file_name: str, *, address: str, licence: str | None
 ) -> CardContent:
@@ -163,6 +157,10 @@ def _card(
 def _convert(
     state_dict: dict[str, Tensor], config: dict[str, Any], *, num_attention_heads: int | None
 ) -> Conversion:
+    if config.get("model_type") == models.VLMoConfig.model_type:
+        raise ValueError(
+            "this is a model folder of this project already; load it with from_pretrained"
+        )
     for layout in LAYOUTS:
         if layout.recognizes(state_dict):
             return layout.convert(

@@ -275,12 +275,10 @@ def common_sizes(
 
     Args:
         columns: Of the position table, for all layers; None without one.
-        num_attention_heads: As asked for; by default those of the published models of this width,
-            or of the table.
+        num_attention_heads: By default those of the published models of this width, or of the table.
 
     Raises:
-        ValueError: A tensor is missing, blocks are, or the number of heads is unknown or does not
-            fit.
+        ValueError: A tensor or a block is missing, or the number of heads is unknown or does not fit.
     """
     width, channels, patch_size, _ = tensors.shape(
         "vlmo.image_embeddings.projection.weight", axes=4

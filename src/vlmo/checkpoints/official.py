@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -124,20 +125,7 @@ def convert(
     text_length = layout.DEFAULT_TEXT_LENGTH
     if layout.OUR_TEXT_POSITIONS in weights:
         text_length = tensors.rows(layout.OUR_TEXT_POSITIONS)
-    if columns is not None:
-        rows = tensors.rows(layout.OUR_TABLE)
-        grid = layout.grid_side(TABLE, rows, num_fixed=NUM_FIXED_ROWS, relative=True)
-        tensors.leave_out(
-            layout.OUR_TEXT_POSITIONS
-        )  # published files carry them, and never use them
-    elif layout.OUR_IMAGE_POSITIONS in weights:
-        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
-        grid = layout.grid_side("transformer.pos_embed", rows, num_fixed=1)
-        settings["max_text_positions"] = tensors.rows(layout.OUR_TEXT_POSITIONS)
-    else:
-        raise ValueError(
-            f"neither {TABLE} nor transformer.pos_embed is there; expected one of them"
-        )
+    settings |= _position_sizes(tensors, patch_size=settings["patch_size"])
     # The published stage 2 has a pooler, which masked words do not use.
     if task is _LANGUAGE:
         tensors.leave_out("vlmo.pooler.")
@@ -146,9 +134,7 @@ def convert(
     config = models.VLMoConfig(
         **settings,
         num_fusion_layers=len(fused),
-        image_size=grid * settings["patch_size"],
         vocab_size=tensors.rows(layout.OUR_WORDS),
-        position_embedding="absolute" if columns is None else "relative",
         contrast_fusion_branch="fusion_contrast_head.image_projection.weight" in weights,
         num_modality_types=tensors.rows("vlmo.modality_types.weight"),
     )
@@ -161,3 +147,22 @@ def convert(
         text="wordpiece",
         notes=layout.note_on_depth("VLMo", config),
     )
+
+
+def _position_sizes(tensors: Tensors, *, patch_size: int) -> dict[str, Any]:
+    """Return the settings that the position tables tell; ValueError without one of images."""
+    if layout.OUR_TABLE in tensors.weights:
+        rows = tensors.rows(layout.OUR_TABLE)
+        grid = layout.grid_side(TABLE, rows, num_fixed=NUM_FIXED_ROWS, relative=True)
+        # Published files carry them, and never use them.
+        tensors.leave_out(layout.OUR_TEXT_POSITIONS)
+        return {"position_embedding": "relative", "image_size": grid * patch_size}
+    if layout.OUR_IMAGE_POSITIONS in tensors.weights:
+        rows = tensors.rows(layout.OUR_IMAGE_POSITIONS)
+        grid = layout.grid_side("transformer.pos_embed", rows, num_fixed=1)
+        return {
+            "position_embedding": "absolute",
+            "image_size": grid * patch_size,
+            "max_text_positions": tensors.rows(layout.OUR_TEXT_POSITIONS),
+        }
+    raise ValueError(f"neither {TABLE} nor transformer.pos_embed is there; expected one of them")

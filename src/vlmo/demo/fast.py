@@ -33,11 +33,8 @@ _NUM_CAPTIONS = 3
 def run_fast_start(run: Path, *, console: Console) -> None:
     """Index the images of `SOURCES`, search them for `QUERIES`, and print commands to try next.
 
-    Args:
-        run: Folder for index/ and the contact sheet queries.png; an index that is there is used again.
-
-    Raises:
-        ValueError: `run` holds the index of another model.
+    `run` gets index/, which is used again if it is there (ValueError if it is another model's), and the contact sheet
+    queries.png.
     """
     started_at = time.monotonic()
     index = run / "index"

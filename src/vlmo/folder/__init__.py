@@ -151,6 +151,7 @@ def check_processor(folder: str | Path, *, image_size: int | None = None) -> Non
 
 
 def _check_pixels(file: Path, *, image_size: int | None) -> None:
+    """Raise ValueError if a processor's file asks for pixels that vlmo prepares in another way."""
     settings = read_json(file)
     if isinstance(settings, dict):
         settings = settings.get("image_processor") or settings
@@ -166,6 +167,11 @@ def _check_pixels(file: Path, *, image_size: int | None) -> None:
                 "normalizes pixels with mean and deviation 0.5: correct the file, or run the model by transformers'"
                 " own calls"
             )
+    _check_size(file, settings, image_size=image_size)
+
+
+def _check_size(file: Path, settings: dict[str, Any], *, image_size: int | None) -> None:
+    """Raise ValueError unless images come out as whole patches, and as squares of `image_size` where it is given."""
     patch_size = read_config(file.parent).get("patch_size")
     if type(patch_size) is not int or patch_size < 1:
         patch_size = 1

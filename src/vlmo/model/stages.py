@@ -70,10 +70,9 @@ def start_from(model: VLMoPreTrainedModel, folder: str | Path) -> StartReport:
             continue
         resized = _fit(name, tensor, like=state[name], source=config.grid, target=model.config.grid)
         if resized.shape != state[name].shape:
-            given = tuple(tensor.shape)
-            expected = tuple(state[name].shape)
             raise ValueError(
-                f"{folder}: {name} has shape {given}; expected {expected}, as the model's configuration."
+                f"{folder}: {name} has shape {tuple(tensor.shape)}; expected {tuple(state[name].shape)}, "
+                "as the model's configuration."
             )
         (report.loaded if resized is tensor else report.resized).append(name)
         state[name].copy_(resized)

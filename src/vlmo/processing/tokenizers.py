@@ -51,16 +51,14 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
 def train_vocabulary(
     corpus: Iterable[str], *, vocab_size: int, min_frequency: int = 2
 ) -> dict[str, int]:
-    """A lower-cased WordPiece vocabulary, the same for the same corpus every time.
+    """Learn a lower-cased WordPiece vocabulary, the same for the same corpus every time.
+
+    ValueError for an empty corpus, or a size below the number of special tokens and characters.
 
     Args:
         corpus: Texts; held in memory, because training reads them twice.
-        vocab_size: The most tokens to learn, special tokens included. A small corpus may yield
-            fewer.
+        vocab_size: Most tokens to learn, special tokens included. A small corpus may yield fewer.
         min_frequency: Pairs of pieces seen less often are not joined.
-
-    Raises:
-        ValueError: an empty corpus, or a size below the number of special tokens and characters.
     """
     texts = list(corpus)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -74,10 +72,10 @@ def train_vocabulary(
         raise ValueError(
             f"cannot train a vocabulary: the corpus of {len(texts)} texts holds no word"
         )
-    first_characters = {word[0] for word in words}
     later_characters = set().union(*(word[1:] for word in words))
     continuations = sorted(CONTINUATION_PREFIX + character for character in later_characters)
-    smallest = len(SPECIAL_TOKENS) + len(continuations) + len(first_characters | later_characters)
+    characters = later_characters | {word[0] for word in words}
+    smallest = len(SPECIAL_TOKENS) + len(continuations) + len(characters)
     if vocab_size < smallest:
         raise ValueError(
             f"vocab_size is {vocab_size}, but special tokens and single characters alone are {smallest}"
@@ -125,15 +123,7 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
     from transformers.convert_slow_tokenizer import SpmConverter
 
     proto = _read_sentencepiece(Path(path))
-    # fairseq's order of the special tokens; the file has <unk>, <s>, </s> as its first pieces.
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    pieces = list(proto.pieces)[3:]
-    del proto.pieces[:]
-    for token in special:
-        proto.pieces.add(piece=token)
-    proto.pieces.extend(pieces)
-    proto.pieces.add(piece="<mask>")
-    proto.trainer_spec.unk_id = special.index("<unk>")
+    _number_as_fairseq(proto)
     vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
     tokenizer: Any = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -154,6 +144,18 @@ def load_sentencepiece(path: str | Path, *, max_text_length: int) -> TokenizersB
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def _number_as_fairseq(proto: Any) -> None:
+    """Put the special tokens of a SentencePiece model in fairseq's order, and a mask at the end."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = list(proto.pieces)[3:]  # behind <unk>, <s>, </s>
+    del proto.pieces[:]
+    for token in special:
+        proto.pieces.add(piece=token)
+    proto.pieces.extend(pieces)
+    proto.pieces.add(piece="<mask>")
+    proto.trainer_spec.unk_id = special.index("<unk>")
 
 
 def _read_sentencepiece(path: Path) -> Any:

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO
@@ -258,16 +259,10 @@ def _read_rest(address: str, partial: Path) -> None:
     """Add to `partial` what it lacks; OSError where another try may help."""
     size = partial.stat().st_size if partial.is_file() else 0
     tag = _tag_of(partial)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
-    if tag:
-        headers |= {"Range": f"bytes={size}-", "If-Range": tag}
-    opener = urllib.request.build_opener(_CheckedRedirects)
-    try:
-        request = urllib.request.Request(address, headers=headers)
-        response = opener.open(request, timeout=_TIMEOUT_S)
-    except ValueError as problem:  # an address that is refused, or is none
-        raise ValueError(f"{address} leads elsewhere: {problem}") from None
-    with response, Progress(Console(stderr=True), in_bytes=True) as progress:
+    with (
+        _open(address, size=size, tag=tag) as response,
+        Progress(Console(stderr=True), in_bytes=True) as progress,
+    ):
         if response.headers.get_content_type() == "text/html":
             raise ValueError(
                 f"{address} gave a web page instead of a file; open it in a browser, or try again later"
@@ -289,19 +284,39 @@ def _read_rest(address: str, partial: Path) -> None:
             partial.unlink(missing_ok=True)
             _state_of(partial).write_text(new_tag)
         started_at = time.monotonic()
-        done = start
         with partial.open("ab") as file:
-            while done < total:
-                block = response.read1(min(_BLOCK, total - done))
-                if not block:
-                    raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
-                file.write(block)
-                done += len(block)
+            for done in _copy(response, file, start=start, total=total):
                 progress.update(partial.stem, done, total)
                 # A server that sends a byte now and then would never time out.
                 seconds = time.monotonic() - started_at
                 if (done - start) / _SLOWEST < seconds - _TIMEOUT_S:
                     raise OSError(f"it sends fewer than {_SLOWEST} bytes a second")
+
+
+def _open(address: str, *, size: int, tag: str) -> HTTPResponse:
+    """Ask for a file; with a `tag`, for what follows its first `size` bytes."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "vlmo"}
+    if tag:
+        # The server sends the whole file if the tag is that of another version.
+        headers |= {"Range": f"bytes={size}-", "If-Range": tag}
+    opener = urllib.request.build_opener(_CheckedRedirects)
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        return opener.open(request, timeout=_TIMEOUT_S)
+    except ValueError as problem:  # an address that is refused, or is none
+        raise ValueError(f"{address} leads elsewhere: {problem}") from None
+
+
+def _copy(response: HTTPResponse, file: IO[bytes], *, start: int, total: int) -> Iterator[int]:
+    """Write the bytes of a response from `start` on; yield how many there are after each block."""
+    done = start
+    while done < total:
+        block = response.read1(min(_BLOCK, total - done))
+        if not block:
+            raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+        file.write(block)
+        done += len(block)
+        yield done
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int]:

@@ -44,8 +44,10 @@ from vlmo.training.trainer import BatchLoader
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import BeitImageProcessor
 
     from vlmo.data.stream.loader import StreamLoader
+    from vlmo.processing import VLMoProcessor
 
 _QUARANTINE = "quarantine.jsonl"
 
@@ -79,25 +81,8 @@ def build(
         raise ValueError(" ".join(missing))
     check_not_running(run_dir)
 
-    # Inputs: the start folder, the processor, and the rows of the run and of recipes that it reads beside.
     start = Start.of(recipe)
-    image_processor = image_processor_for(
-        recipe.model.image_size,
-        aspect_patch_size=recipe.model.patch_size if recipe.data.transform.keep_aspect else None,
-    )
-    processor = None
-    if task.reads.text:
-        processor = build_processor(recipe, start)
-        processor.image_processor = image_processor
-    run = RunContext(
-        run_dir,
-        recipe.data,
-        _read_rows(recipe, run_dir=run_dir),
-        processor,
-        model_settings(recipe, processor, start),
-        init=recipe.init,
-        seed=recipe.seed,
-    )
+    run, processor = _inputs(recipe, run_dir=run_dir, start=start)
     beside: list[tuple[str, Recipe, RunContext]] = []
     for name, part in task.beside(recipe).items():
         beside.append((name, part, _run_beside(part, run, name)))
@@ -110,7 +95,7 @@ def build(
         add_adapters(model, recipe.lora, start=_absolute(recipe.init), missing=run.missing)
     evaluator = None
     if recipe.evaluate_on is not None:
-        evaluator = Evaluator(recipe, run, processor or image_processor)
+        evaluator = Evaluator(recipe, run, processor)
 
     # Before the training, so that a damaged card of the start folder is reported now.
     changes = changed_settings(original or recipe, recipe)
@@ -121,22 +106,7 @@ def build(
         about="" if changes else about,
         changed=tuple(changes),
     )
-
-    def save_model(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        if recipe.lora.rank is None:
-            model.save_pretrained(folder, state_dict=weights)
-        else:
-            model.config.architectures = [type(model).__name__]
-            model.config.save_pretrained(folder)
-        if processor is not None:
-            processor.save_pretrained(folder)
-        elif isinstance(model, VLMoPreTrainedModel):
-            image_processor.save_pretrained(folder)
-        metrics = () if evaluator is None else evaluator.measurements()
-        write_card(folder, dataclasses.replace(card, metrics=metrics), usage_of(folder))
-        if recipe.lora.rank is not None:
-            save_adapter(folder, model, weights, start=_absolute(recipe.init))
-
+    save_model = ModelWriter(recipe, model, processor, card, evaluator)
     trainer = Trainer(
         objective,
         _loader(recipe, run, beside),
@@ -153,6 +123,59 @@ def build(
     if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval):
         trainer.optimizer.register_step_post_hook(lambda *_: model.clamp_logit_scale_())
     return trainer
+
+
+def _inputs(
+    recipe: Recipe, *, run_dir: Path, start: Start | None
+) -> tuple[RunContext, VLMoProcessor | BeitImageProcessor]:
+    """Return the rows and settings of a run, and its processor, of images alone if the task reads no texts."""
+    image_processor = image_processor_for(
+        recipe.model.image_size,
+        aspect_patch_size=recipe.model.patch_size if recipe.data.transform.keep_aspect else None,
+    )
+    processor = None
+    if recipe.task.reads.text:
+        processor = build_processor(recipe, start)
+        processor.image_processor = image_processor
+    run = RunContext(
+        run_dir,
+        recipe.data,
+        _read_rows(recipe, run_dir=run_dir),
+        processor,
+        model_settings(recipe, processor, start),
+        init=recipe.init,
+        seed=recipe.seed,
+    )
+    return run, processor or image_processor
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelWriter:
+    """Writer of a run's model folder: weights or adapter, configuration, processor and card."""
+
+    recipe: Recipe
+    model: PreTrainedModel
+    processor: VLMoProcessor | BeitImageProcessor
+    card: CardContent
+    evaluator: Evaluator | None
+
+    def __call__(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write the model with `weights`, a state dictionary of it, into an empty folder."""
+        model = self.model
+        is_adapted = self.recipe.lora.rank is not None
+        if is_adapted:
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
+        # A visual tokenizer reads pixels as they are, and has no processor.
+        if isinstance(model, VLMoPreTrainedModel) or self.recipe.task.reads.text:
+            self.processor.save_pretrained(folder)
+        metrics = () if self.evaluator is None else self.evaluator.measurements()
+        write_card(folder, dataclasses.replace(self.card, metrics=metrics), usage_of(folder))
+        if is_adapted:
+            # Last, as it takes `config.json` away and adds a section to the card.
+            save_adapter(folder, model, weights, start=_absolute(self.recipe.init))
 
 
 def _absolute(folder: str | None) -> str:
@@ -275,14 +298,10 @@ def run_card(
 ) -> CardContent:
     """Return the card of a run's model: its stage, settings, start and data.
 
-    Args:
-        beside: Recipes that a step reads beside its own, with their rows.
-
-    Raises:
-        ValueError: The card of a folder that the run starts from cannot be read.
+    `beside` are recipes that a step reads beside its own, with their rows. ValueError if the card of a folder that the
+    run starts from cannot be read.
     """
     task = recipe.task
-    text = recipe.text
     data: list[DataSource] = []
     for part, part_rows in [(recipe, rows), *beside]:
         if not part.data.streams.patterns:
@@ -292,10 +311,13 @@ def run_card(
             path = pattern.rsplit("://", maxsplit=1)[-1]
             data.append(DataSource("/".join(path.split("/")[-2:]), task.title, ()))
     has_vocabulary = start is not None and start.has_vocabulary
-    if task.reads.text and text.vocabulary == LEARN_VOCABULARY and not has_vocabulary:
+    if task.reads.text and recipe.text.vocabulary == LEARN_VOCABULARY and not has_vocabulary:
         from vlmo.data.sources import open_source
 
-        data += [data_source(name, open_source(name), use="vocabulary") for name in text.learn_from]
+        data += [
+            data_source(name, open_source(name), use="vocabulary")
+            for name in recipe.text.learn_from
+        ]
     for folder in (recipe.init, task.targets):
         if folder is not None:
             name = _folder_name(folder)

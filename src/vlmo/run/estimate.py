@@ -105,17 +105,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     Raises:
         ValueError: The processes cannot share the global batch, or settings contradict each other.
     """
-    if processes < 1:
-        raise ValueError(f"processes is {processes}; give a number from 1 up")
-    check_recipe(recipe, processes=processes)
-    batch = recipe.loader.global_batch_size
-    accumulation = recipe.loader.accumulation
-    if batch % (processes * accumulation):
-        raise ValueError(
-            f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
-            f"loader.accumulation ({accumulation})"
-        )
-    micro_batch = batch // (processes * accumulation)
+    micro_batch = _micro_batch(recipe, processes=processes)
     objective, model = _build_without_data(recipe)
     chunk = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None)
     flops, kept = _measure(recipe, objective, rows=min(micro_batch, chunk or micro_batch))
@@ -128,9 +118,8 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     if chunk is not None:
         activations += micro_batch * recipe.model.num_channels * recipe.model.image_size**2
     shards = processes if engine.data_parallel == "fsdp" else 1
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     total = sum(parameter.numel() for parameter in model.parameters())
-    num_trained = sum(parameter.numel() for parameter in trained)
+    num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     moments = 2 * num_trained
     if recipe.optimizer.muon:  # which keeps one moment of a matrix
         moments -= sum(matrix.numel() for matrix in matrices_of(model) if matrix.requires_grad)
@@ -143,8 +132,23 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         activation_bytes=round(activations),
         micro_batch=micro_batch,
         flops_per_sample=round(flops),
-        flops_per_step=round(flops * batch),
+        flops_per_step=round(flops * recipe.loader.global_batch_size),
     )
+
+
+def _micro_batch(recipe: Recipe, *, processes: int) -> int:
+    """Return the rows that a process has in memory at a time; ValueError if the batch cannot be shared."""
+    if processes < 1:
+        raise ValueError(f"processes is {processes}; give a number from 1 up")
+    check_recipe(recipe, processes=processes)
+    batch = recipe.loader.global_batch_size
+    accumulation = recipe.loader.accumulation
+    if batch % (processes * accumulation):
+        raise ValueError(
+            f"processes is {processes}; loader.global_batch_size {batch} must be a multiple of processes x "
+            f"loader.accumulation ({accumulation})"
+        )
+    return batch // (processes * accumulation)
 
 
 def _build_without_data(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
@@ -217,12 +221,8 @@ def _step(
         with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(batch)["loss"]
         loss.backward()
-    sizes = [
-        sum(kept.values()),
-        sum(kept_in_block),
-        sum(block_inputs),
-        max(kept_in_block, default=0),
-    ]
+    largest = max(kept_in_block, default=0)
+    sizes = [sum(kept.values()), sum(kept_in_block), sum(block_inputs), largest]
     return without_data.flops, np.array(sizes, dtype=np.float64)
 
 

@@ -69,8 +69,7 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
             raise ValueError(
                 f"task.teacher: {error} Name another with --task.teacher, or None"
             ) from None
-    start = None if init is None else Start.of(recipe)
-    if start is not None:
+    if init is not None and (start := Start.of(recipe)) is not None:
         names = ["vocab_size", "id2label"]
         if not recipe.task.reads.text:
             names.append("max_text_positions")

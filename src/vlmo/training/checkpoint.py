@@ -136,28 +136,10 @@ class StateStore:
             TrainingError: It cannot be read, or its tensors are not those of this run.
         """
         reader = HuggingFaceStorageReader(str(path))
-        param_groups = []
         try:
             # The metadata lies in the headers of the files: no tensor is read yet.
             saved_names = set(reader.read_metadata().state_dict_metadata)
-            tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
-            names = {f"objective.{name}" for name in tensors["objective"]}
-            if any(name.startswith("optimizer.") for name in saved_names):
-                state = get_optimizer_state_dict(objective, optimizer)
-                param_groups = state["param_groups"]
-                tensors["optimizer"] = {}
-                for parameter, moments in cast("dict[str, Any]", state["state"]).items():
-                    moment_names = {f"optimizer.{parameter}.{moment}" for moment in moments}
-                    # A parameter that no step has used yet has no moments, here as in the state.
-                    if min(moment_names) in saved_names:
-                        tensors["optimizer"][parameter] = moments
-                        names |= moment_names
-            if differing := sorted(saved_names ^ names):
-                place = "state" if differing[0] in saved_names else "run"
-                raise LookupError(
-                    f"its tensors are others than this run's, {len(differing)} of them, "
-                    f"such as {differing[0]} (only in the {place})"
-                )
+            tensors, param_groups = _tensors_to_load(objective, optimizer, saved_names=saved_names)
             dcp.load(tensors, storage_reader=reader, process_group=self._group)
         except (CheckpointException, SafetensorError, LookupError, TypeError, ValueError) as error:
             cause = error
@@ -166,7 +148,6 @@ class StateStore:
             raise TrainingError(
                 f"training state {path} cannot be read: {cause}; give a new run folder, or the version that wrote it"
             ) from error
-        # Only when all was read: a damaged file leaves the run untouched.
         set_model_state_dict(objective, tensors["objective"])
         if param_groups:
             set_optimizer_state_dict(
@@ -175,6 +156,36 @@ class StateStore:
                 {"state": tensors["optimizer"], "param_groups": param_groups},
                 options=StateDictOptions(strict=False),
             )
+
+
+def _tensors_to_load(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, *, saved_names: set[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return tensors of a run that a state fills, and the settings of the optimizer (none without moments).
+
+    Raises:
+        LookupError: The state has other tensors.
+    """
+    param_groups: list[dict[str, Any]] = []
+    tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+    names = {f"objective.{name}" for name in tensors["objective"]}
+    if any(name.startswith("optimizer.") for name in saved_names):
+        state = cast("dict[str, Any]", get_optimizer_state_dict(objective, optimizer))
+        param_groups = state["param_groups"]
+        tensors["optimizer"] = {}
+        for parameter, moments in state["state"].items():
+            moment_names = {f"optimizer.{parameter}.{moment}" for moment in moments}
+            # A parameter that no step has used yet has no moments, here as in the state.
+            if min(moment_names) in saved_names:
+                tensors["optimizer"][parameter] = moments
+                names |= moment_names
+    if differing := sorted(saved_names ^ names):
+        place = "state" if differing[0] in saved_names else "run"
+        raise LookupError(
+            f"its tensors are others than this run's, {len(differing)} of them, "
+            f"such as {differing[0]} (only in the {place})"
+        )
+    return tensors, param_groups
 
 
 def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -319,8 +330,7 @@ class _StateWriter(HuggingFaceStorageWriter):
         if results:
             name = results[0].storage_data.relative_path
             checksum = _fingerprint(Path(self.path) / name)
-            # The main process needs no more for the manifest, and PyTorch's own index is not
-            # written.
+            # All that the manifest needs: the name and the checksum.
             results = [dataclasses.replace(results[0], storage_data=(name, checksum))]
         written: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         written.set_result(results)

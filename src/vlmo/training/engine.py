@@ -115,7 +115,7 @@ class Engine:
             self._twin = _drop_weights(copy.deepcopy(objective.get_submodule("model")).eval())
         blocks = [module for module in objective.modules() if isinstance(module, MultiwayBlock)]
         if config.compile:
-            # Beyond its limit PyTorch runs a block uncompiled, without a word.
+            # Beyond its limit PyTorch runs a block uncompiled.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
         for (
@@ -222,7 +222,7 @@ def _drop_weights(model: nn.Module) -> nn.Module:
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    # Nothing to save: `checkpoint` would only warn.
+    # Without a backward pass there is nothing to compute again.
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)

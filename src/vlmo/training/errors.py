@@ -46,25 +46,32 @@ def explained_faults(
         with uninterrupted():
             # A state that is being written needs the processes that are gone.
             saved = last_saved(finish=not lost)
-            if lost:
-                fault = (
-                    f"process {rank()} has lost another, which has ended, was killed or hangs; see its output "
-                    f"({' '.join(text.split())[:200]})"
-                )
-            elif worker := _WORKER.search(text):
-                fault = (
-                    f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give "
-                    "the machine more, or lower loader.num_workers"
-                )
-            elif "shared memory" in text:
-                fault = (
-                    "workers hand over batches in shared memory, and /dev/shm is full: give it more (docker run "
-                    "--shm-size), or set loader.num_workers to 0"
-                )
-            elif isinstance(error, OSError) and run_dir is not None:
-                fault = f"{error.filename or f'{run_dir}, or shared memory of workers'}: {error}"
-            else:
+            fault = _fault(error, lost=lost, run_dir=run_dir)
+            if fault is None:
                 raise
             # What the stopped frames hold is dropped: a loader left alive raises again at the end of each worker.
             traceback.clear_frames(error.__traceback__)
         raise TrainingError(f"{where()}: {fault}; {saved}") from error
+
+
+def _fault(error: Exception, *, lost: bool, run_dir: Path | None) -> str | None:
+    """Return what has happened and what to do; None for an error that is no fault of the machine."""
+    text = str(error)
+    if lost:
+        return (
+            f"process {rank()} has lost another, which has ended, was killed or hangs; see its output "
+            f"({' '.join(text.split())[:200]})"
+        )
+    if worker := _WORKER.search(text):
+        return (
+            f"a worker that prepares batches is gone ({worker[1]}), most often because memory ran out: give "
+            "the machine more, or lower loader.num_workers"
+        )
+    if "shared memory" in text:
+        return (
+            "workers hand over batches in shared memory, and /dev/shm is full: give it more (docker run "
+            "--shm-size), or set loader.num_workers to 0"
+        )
+    if isinstance(error, OSError) and run_dir is not None:
+        return f"{error.filename or f'{run_dir}, or shared memory of workers'}: {error}"
+    return None

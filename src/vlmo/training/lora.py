@@ -110,7 +110,6 @@ def merge_adapter(folder: str | Path, out: str | Path) -> None:
     out = Path(out)
     if not all((folder / name).is_file() for name in (BASE, CONFIG, WEIGHTS)):
         raise ValueError(f"{folder} is no adapter of vlmo: expected {BASE}, {CONFIG} and {WEIGHTS}")
-    # Before the model is read, which may take minutes.
     if out.exists():
         raise FileExistsError(17, "exists already", str(out))
     with one_line_errors(folder):

@@ -207,7 +207,6 @@ class Trainer:
             explained_faults(self._place, run_dir=self.run_dir, last_saved=self._states.last_saved),
             lock_run(self.run_dir),
         ):
-            # Before anything is written, so that a refused run leaves the folder as it is.
             if self._restore():
                 logger.info("%s: %s has already finished", self.title, self.run_dir)
                 return self._result("already_finished")
@@ -285,24 +284,10 @@ class Trainer:
         config = self.config
         started_at = time.monotonic()
         report_progress()
-        try:
-            micro_batches = next(batches)
-        except ValueError as error:
-            with uninterrupted():
-                raise ValueError(
-                    f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}"
-                ) from error
-
+        micro_batches = self._next_item(batches)
         losses = self._accumulate_gradients(micro_batches)
-        # What a step leaves unused has no gradient, and no part in the norm.
-        parameters = [
-            parameter
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         grad_norm = gradient_norm(parameters)
-
         # One message tells all processes what any of them met, so that all do alike.
         is_finite = bool(losses["loss"].isfinite() & grad_norm.isfinite())
         num_samples = sum(len(batch["sample_ids"]) for batch in micro_batches)
@@ -316,12 +301,8 @@ class Trainer:
             counters.bad_in_row += 1
         else:
             counters.bad_in_row = 0
-            if config.clip_norm is not None:
-                # By the norm of all processes, which is known already.
-                clip_grads_with_norm_(parameters, config.clip_norm, grad_norm)
-            self._update()
+            self._update(parameters, grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-
         counters.step += 1
         counters.samples_seen += num_samples
         self._unreported_samples += num_samples
@@ -333,7 +314,20 @@ class Trainer:
             tracker.advance(counters.step)
         return num_stopping > 0
 
-    def _update(self) -> None:
+    def _next_item(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """Return the micro-batches of the next step; the message of a ValueError then says what was saved."""
+        try:
+            return next(batches)
+        except ValueError as error:
+            with uninterrupted():
+                raise ValueError(
+                    f"{str(error).rstrip('.')}; {self._states.last_saved(finish=True)}"
+                ) from error
+
+    def _update(self, parameters: list[Tensor], grad_norm: Tensor) -> None:
+        if self.config.clip_norm is not None:
+            # By the norm of all processes, which is known already.
+            clip_grads_with_norm_(parameters, self.config.clip_norm, grad_norm)
         self._lr = lr_at(
             self._counters.step,
             base_lr=self.recipe.optimizer.lr,
@@ -393,9 +387,9 @@ class Trainer:
             tracker.log(step, skipped, prefix="train/")
             logger.warning("%s: step %d was skipped: %s", self.title, step, skipped)
         elif tracker is not None:
-            speed = self._unreported_samples / max(self._unreported_seconds, 1e-9)
-            self._unreported_samples = 0
-            self._unreported_seconds = 0.0
+            speed = self._pop_speed()
+            # Equal in two runs that saw the same samples.
+            digest = hashlib.sha256(json.dumps(sample_ids).encode())
             line = mean_losses | {
                 "lr": self._lr,
                 "grad_norm": norm,
@@ -403,21 +397,30 @@ class Trainer:
                 "seconds": self._seconds(),
                 "samples_seen": counters.samples_seen,
                 "precision": self.precision,
-                # Two runs that saw the same samples have the same digests.
-                "sample_ids_digest": hashlib.sha256(json.dumps(sample_ids).encode()).hexdigest()[
-                    :16
-                ],
+                "sample_ids_digest": digest.hexdigest()[:16],
             }
             tracker.log(step, line, prefix="train/")
             shown = " ".join(f"{name} {value:.4g}" for name, value in mean_losses.items())
             tracker.losses = f"{shown} | {speed:.4g} samples/s"
+        self._check_bad_steps(mean_losses, norm)
+
+    def _check_bad_steps(self, losses: dict[str, float], norm: float) -> None:
+        """Raise TrainingError after too many skipped updates in a row."""
+        counters = self._counters
         if counters.bad_in_row >= _MOST_BAD_STEPS:
             raise TrainingError(
-                f"the last {counters.bad_in_row} steps, up to step {step}, had a non-finite loss or "
-                f"gradient: losses {mean_losses}, gradient norm {norm}. Lower the rate, clip gradients, or "
+                f"the last {counters.bad_in_row} steps, up to step {counters.step}, had a non-finite loss or "
+                f"gradient: losses {losses}, gradient norm {norm}. Lower the rate, clip gradients, or "
                 f"look at the samples that {self.run_dir / 'metrics.jsonl'} names; "
                 f"{self._states.last_saved(finish=True)}"
             )
+
+    def _pop_speed(self) -> float:
+        """Return samples in a second since the last line of the log, and count anew."""
+        speed = self._unreported_samples / max(self._unreported_seconds, 1e-9)
+        self._unreported_samples = 0
+        self._unreported_seconds = 0.0
+        return speed
 
     def _global_sample_ids(self, micro_batches: list[Batch]) -> list[int]:
         """Return ids in the order of the global batch, which processes cut by micro-batch first."""
@@ -465,6 +468,7 @@ class Trainer:
 
     def _restore(self) -> bool:
         recipe = self.recipe.to_json()
+        # Checked here and written below, so that a refused run leaves the folder as it was.
         claim_run_folder(self.run_dir, recipe_json=recipe, write=False)
         # One process chooses, so that all go on from the same state.
         if saved := from_main(newest_state(self.state_dir) if is_main() else None):
