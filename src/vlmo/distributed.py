@@ -33,7 +33,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def keep_until_exit(group: Any) -> None:
+def keep_until_exit(group: object) -> None:
     """Keep a group of gloo until the process ends.
 
     Its destructor waits for gloo's threads with the interpreter's lock held, and one of them may want the lock, to drop
@@ -168,11 +168,11 @@ def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Ten
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(_ctx: object, tensor: Tensor) -> Tensor:
         return gather(tensor)
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+    def backward(_ctx: object, grad: Tensor) -> Tensor:
         # Reduce-scatter, spelled as all-to-all and a sum: gloo has the former only in some versions.
         received = torch.empty_like(grad, memory_format=torch.contiguous_format)
         dist.all_to_all_single(received, grad.contiguous())

@@ -36,6 +36,7 @@ from vlmo.retrieval import Encoder
 from vlmo.run.build import build
 from vlmo.tasks import TaskResult, VisionTask, evaluate
 from vlmo.tasks.pair_sets import CompositionSet
+from vlmo.tasks.result import Prediction
 from vlmo.visualization import data_uri, heat_map
 
 TOKENIZER = "shapes-tokenizer"
@@ -266,14 +267,14 @@ def _write(
     )
 
 
-def _spread(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+def _spread(examples: Sequence[Prediction]) -> Sequence[Prediction]:
     """Return a few examples at equal distances."""
     return examples[:: max(1, len(examples) // _NUM_SHOWN)][:_NUM_SHOWN]
 
 
 def examples(
-    predictions: Sequence[dict[str, Any]], *, images: Mapping[str, Image.Image]
-) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
+    predictions: Sequence[Prediction], *, images: Mapping[str, Image.Image]
+) -> tuple[list[Prediction], int, list[Prediction]]:
     """Return the texts that the fusion encoder alone finds the image of, how many the dual encoder alone, and all.
 
     Of all texts, with the first five images of the fusion encoder, and the number of the right one among them, if any.

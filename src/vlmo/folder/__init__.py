@@ -21,6 +21,8 @@ _PIXELS = {
 }
 
 WEIGHTS = "model.safetensors"
+JsonObject = dict[str, Any]
+"""An object as JSON has it, such as a configuration."""
 _INDEX_SUFFIX = ".index.json"
 
 
@@ -98,7 +100,7 @@ def check_folder(folder: str | Path, *names: str) -> None:
                 check_pickles(file, path)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> JsonObject:
     """Return `config.json` of a model folder, or of a released model; ValueError if it is missing or damaged."""
     file = Path(find_model(folder)) / "config.json"
     if not file.is_file():
@@ -170,7 +172,7 @@ def _check_pixels(file: Path, *, image_size: int | None) -> None:
     _check_size(file, settings, image_size=image_size)
 
 
-def _check_size(file: Path, settings: dict[str, Any], *, image_size: int | None) -> None:
+def _check_size(file: Path, settings: JsonObject, *, image_size: int | None) -> None:
     """Raise ValueError unless images come out as whole patches, and as squares of `image_size` where it is given."""
     patch_size = read_config(file.parent).get("patch_size")
     if type(patch_size) is not int or patch_size < 1:

@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Template
 from safetensors import safe_open
 
-from vlmo.folder import architectures, read_config, read_json, weight_files
+from vlmo.folder import JsonObject, architectures, read_config, read_json, weight_files
 from vlmo.folder.atomic import write_file
 
 Entry = TypeVar("Entry")
@@ -220,7 +220,7 @@ def _terms(licences: Sequence[str]) -> str:
     return ", ".join(licence.partition(":")[0] for licence in licences)
 
 
-def _metrics(results: Sequence[EvalResult]) -> dict[str, Any]:
+def _metrics(results: Sequence[EvalResult]) -> JsonObject:
     """Return what the section of metrics shows: of many results the primary ones, both encoders' in one row."""
     shown = results
     if len(results) > _MOST_SHOWN:
@@ -266,7 +266,7 @@ def _write_results(folder: str | Path, results: Iterable[EvalResult]) -> None:
     _write_list(Path(folder) / RESULTS_FILE, entries)
 
 
-def _write_list(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+def _write_list(path: Path, entries: Sequence[JsonObject]) -> None:
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     if lines:
         write_file(path, "[\n" + ",\n".join(lines) + "\n]\n")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 _BLOCK_ELEMENTS = 2**22
 """Most numbers of a block of logits: 16 MiB in float32."""
@@ -34,7 +36,7 @@ def cached(
     if size is None:
         return encode
 
-    def encode_in_chunks(*inputs: Tensor, **constants: Any) -> Sequence[Tensor]:
+    def encode_in_chunks(*inputs: Tensor, **constants: object) -> Sequence[Tensor]:
         encode_chunk = partial(encode, **constants)
         outputs = []
         for rows in row_slices(len(inputs[0]), size=size):
@@ -46,7 +48,7 @@ def cached(
     return encode_in_chunks
 
 
-def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -> Any:
+def recomputed(function: Callable[..., T], *args: object, device: torch.device) -> T:
     """Return `function(*args)` without keeping intermediate results: backward computes it again, dropout replayed.
 
     For the encoders of a contrastive batch this is the gradient cache ("Scaling Deep Contrastive Learning Batch Size
@@ -55,7 +57,7 @@ def recomputed(function: Callable[..., Any], *args: Any, device: torch.device) -
     it happens in one ordinary `backward()`, so data parallelism averages the gradients once.
     """
 
-    def run(*args: Any) -> Any:
+    def run(*args: object) -> T:
         # Autocast would cast a weight once for all chunks, whose gradients would then be summed up in bfloat16.
         with torch.autocast(
             device.type,

@@ -10,13 +10,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from vlmo.released import find_model
 
+_Settings = dict[str, Any]
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 # Depth of VLMo-Large and Base+ (VLMo, "Pre-Training Setup"), and of BEiT-3 Large.
-_DEEP: dict[str, Any] = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
-_ABSOLUTE: dict[str, Any] = {"position_embedding": "absolute", "layer_scale_init": None}
-_64_PIXELS: dict[str, Any] = {"num_fusion_layers": 1, "image_size": 64, "max_text_positions": 64}
-_BEIT3: dict[str, Any] = {
+_DEEP: _Settings = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_ABSOLUTE: _Settings = {"position_embedding": "absolute", "layer_scale_init": None}
+_64_PIXELS: _Settings = {"num_fusion_layers": 1, "image_size": 64, "max_text_positions": 64}
+_BEIT3: _Settings = {
     "vocab_size": 64010,
     "pad_token_id": 1,
     "max_text_positions": 1022,
@@ -279,7 +280,7 @@ class VLMoConfig(PreTrainedConfig):
     @classmethod
     def small(cls, **changes: Any) -> Self:
         """6 layers of 192 at 64 pixels: trains on two CPU cores."""
-        sizes: dict[str, Any] = {
+        sizes: _Settings = {
             "hidden_size": 192,
             "num_hidden_layers": 6,
             "num_attention_heads": 3,
@@ -289,7 +290,7 @@ class VLMoConfig(PreTrainedConfig):
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
         """3 layers of 32 at 64 pixels: for tests."""
-        sizes: dict[str, Any] = {
+        sizes: _Settings = {
             "hidden_size": 32,
             "num_hidden_layers": 3,
             "num_attention_heads": 2,

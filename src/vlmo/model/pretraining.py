@@ -322,8 +322,7 @@ class VLMoForImageCaptioning(_MaskedWords):
     ) -> Int[Tensor, "batch tokens"]:
         """Return a caption of each image as ids of the `tokenizer`, padded; arguments are named as in transformers.
 
-        Keys and values are kept from word to word. Defaults are BEiT-3's. No images give an empty
-        result. ValueError for too small numbers.
+        Defaults are BEiT-3's. No images give an empty result. ValueError for too small numbers.
 
         Args:
             max_new_tokens: Longest caption, with `[SEP]`; no longer than there are text positions.
@@ -352,8 +351,8 @@ class VLMoForImageCaptioning(_MaskedWords):
             # A mask after the last word takes the place of the next one, as in training.
             last = F.pad(search.tokens[:, :, -1:], (0, 1), value=tokenizer.mask_token_id)
             states = self.vlmo.decode(last.flatten(0, 1), cache, grid=grid)
-            # The last of the two tokens is the mask: (images * beams, vocab).
             log_probs = self.mlm_head(states[:, -1]).float().log_softmax(dim=-1)
+            # Of the mask's states: (images * beams, vocab) -> (images, beams, vocab).
             rows = search.extend(log_probs.unflatten(0, (num_images, num_beams)))
             for layer in cache:
                 layer.crop(-1)  # the mask's keys and values

@@ -191,7 +191,9 @@ class Evaluator:
     The last metrics are kept in the run folder for the model's card: a resumed run may not measure again.
     """
 
-    def __init__(self, recipe: Recipe, run: RunContext, processor: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunContext, processor: VLMoProcessor | BeitImageProcessor
+    ) -> None:
         evaluation: Any = recipe.task.evaluation
         self.rows = evaluation.read(
             processor=processor,

@@ -12,7 +12,7 @@ import torch
 from vlmo.checkpoints.loading import check_model_folder
 from vlmo.data.rows import column
 from vlmo.distributed import is_main
-from vlmo.folder import read_config
+from vlmo.folder import JsonObject, read_config
 from vlmo.folder.atomic import cached_file, keep_file
 from vlmo.model import VLMoForImageTextRetrieval
 from vlmo.model.stages import start_from
@@ -27,7 +27,7 @@ class Start:
     """Folder that a run starts from, with its `config.json`; an imported image model has no vocabulary."""
 
     path: Path
-    config: dict[str, Any]
+    config: JsonObject
     has_vocabulary: bool
 
     @classmethod

@@ -17,7 +17,7 @@ import logging
 import shutil
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from vlmo.distributed import is_main, keep_until_exit, world_size
-from vlmo.folder import file_in, read_json
+from vlmo.folder import JsonObject, file_in, read_json
 from vlmo.folder.atomic import (
     lock_folder,
     path_aside,
@@ -52,6 +52,7 @@ from vlmo.folder.atomic import (
     write_folder,
 )
 from vlmo.training.errors import TrainingError
+from vlmo.training.optimizer import ParamGroup
 from vlmo.training.parallel import longest_wait
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ warnings.filterwarnings(
     "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
 )
 
+TensorTree = dict[str, Any]
+"""Tensors in nested dictionaries, by the names of parameters."""
 MAY_DIFFER = (
     "data.max_bad_share",
     "loader.num_workers",
@@ -92,9 +95,9 @@ class StateStore:
                 "dist.ProcessGroup", dist.new_group(backend="gloo", timeout=longest_wait())
             )
             keep_until_exit(self._group)
-        self._writing: tuple[_StateWriter, Future[Any]] | None = None
+        self._writing: tuple[_StateWriter, Future[object]] | None = None
 
-    def save(self, tensors: dict[str, Any], *, progress: Mapping[str, Any]) -> None:
+    def save(self, tensors: TensorTree, *, progress: JsonObject) -> None:
         """Write the state `folder`/step_00001234 in the background; remove all but the `keep` newest.
 
         `tensors` are nested dictionaries, sharded or not, of which a copy is made; `progress` is ready for JSON, and
@@ -109,7 +112,7 @@ class StateStore:
             state_path(self.folder, progress["step"]), progress=dict(progress), keep=self.keep
         )
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
-        self._writing = writer, cast("Future[Any]", future)
+        self._writing = writer, cast("Future[object]", future)
 
     def wait(self) -> None:
         """Return when the last state is complete; TrainingError if it could not be written."""
@@ -160,17 +163,17 @@ class StateStore:
 
 def _tensors_to_load(
     objective: nn.Module, optimizer: torch.optim.Optimizer, *, saved_names: set[str]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[TensorTree, list[ParamGroup]]:
     """Return tensors of a run that a state fills, and the settings of the optimizer (none without moments).
 
     Raises:
         LookupError: The state has other tensors.
     """
-    param_groups: list[dict[str, Any]] = []
-    tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+    param_groups: list[ParamGroup] = []
+    tensors: TensorTree = {"objective": get_model_state_dict(objective)}
     names = {f"objective.{name}" for name in tensors["objective"]}
     if any(name.startswith("optimizer.") for name in saved_names):
-        state = cast("dict[str, Any]", get_optimizer_state_dict(objective, optimizer))
+        state = cast("TensorTree", get_optimizer_state_dict(objective, optimizer))
         param_groups = state["param_groups"]
         tensors["optimizer"] = {}
         for parameter, moments in state["state"].items():
@@ -188,18 +191,18 @@ def _tensors_to_load(
     return tensors, param_groups
 
 
-def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> TensorTree:
     """Return weights, buffers and optimizer state by the names of parameters; sharded where they are.
 
     Settings of the optimizer are left out: the recipe and the step give them.
     """
-    tensors: dict[str, Any] = {"objective": get_model_state_dict(objective)}
+    tensors: TensorTree = {"objective": get_model_state_dict(objective)}
     if optimizer.state:  # else torch would fill it by a step of its own
         tensors["optimizer"] = get_optimizer_state_dict(objective, optimizer)["state"]
     return tensors
 
 
-def newest_state(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest_state(folder: Path) -> tuple[Path, JsonObject] | None:
     """Return the newest undamaged state in `folder` and its progress, or None if there has never been one.
 
     Newer states that are damaged are renamed to step_00001234.damaged, with a warning. Leftovers of
@@ -286,7 +289,7 @@ def _check_no_links(run_dir: Path) -> None:
             )
 
 
-def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[Any]:
+def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[object]:
     """Allow one run at a time in a run folder, else ValueError; the main process takes the lock."""
     if not is_main():
         return contextlib.nullcontext()
@@ -307,7 +310,7 @@ def state_path(folder: Path, step: int) -> Path:
 class _StateWriter(HuggingFaceStorageWriter):
     """Writer of one state: the main process makes its folder, all write into it, the main one completes it."""
 
-    def __init__(self, target: Path, *, progress: dict[str, Any], keep: int) -> None:
+    def __init__(self, target: Path, *, progress: JsonObject, keep: int) -> None:
         super().__init__(str(path_aside(target)), save_distributed=True)
         self.target = target
         self.progress = progress
@@ -340,7 +343,7 @@ class _StateWriter(HuggingFaceStorageWriter):
         files = dict(
             result.storage_data for process_results in results for result in process_results
         )
-        manifest: dict[str, Any] = {"files": files, "progress": self.progress}
+        manifest: JsonObject = {"files": files, "progress": self.progress}
         manifest["sha256"] = _digest_of(manifest)
         (Path(self.path) / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         self._folder.close()
@@ -379,7 +382,7 @@ def _states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
 
 
-def _verified_progress(path: Path) -> dict[str, Any]:
+def _verified_progress(path: Path) -> JsonObject:
     manifest = dict(read_json(file_in(path, _MANIFEST)))
     digest = manifest.pop("sha256")
     checksums = dict(manifest["files"])
@@ -393,7 +396,7 @@ def _verified_progress(path: Path) -> dict[str, Any]:
     return dict(manifest["progress"])
 
 
-def _digest_of(manifest: dict[str, Any]) -> str:
+def _digest_of(manifest: JsonObject) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -402,7 +405,7 @@ def _fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[tuple[str, str]]:
+def differences(old: object, new: object, name: str = "") -> list[tuple[str, str]]:
     """Return the dotted names of leaves of nested dictionaries that differ, with phrases that say how."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [] if old == new else [(name, f"{name} was {old!r} and is now {new!r}")]

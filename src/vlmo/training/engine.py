@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmo.distributed import world_size
 from vlmo.model.multiway import MultiwayBlock
-from vlmo.training.checkpoint import training_tensors
+from vlmo.training.checkpoint import TensorTree, training_tensors
 from vlmo.training.config import EngineConfig, Precision
 from vlmo.types import Batch
 
@@ -188,7 +188,7 @@ class Engine:
             ),
         )
 
-    def training_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def training_state(self, optimizer: torch.optim.Optimizer) -> TensorTree:
         """Return what `checkpoint.StateStore` is to save."""
         # With DDP, too, which does so before each forward: each process writes a part of its own.
         _same_everywhere(self.objective.buffers())
@@ -221,7 +221,7 @@ def _drop_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Callable[..., T], *args: object, **kwargs: Any) -> T:
     # Without a backward pass there is nothing to compute again.
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

@@ -6,7 +6,6 @@ PyTorch's own takes its steps in bf16, which a CPU without instructions for it c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 from vlmo.training.engine import multiplies_in_bf16
+from vlmo.training.optimizer import ParamGroup
 from vlmo.training.parallel import from_main
 
 
@@ -34,7 +34,7 @@ def matrices_of(module: nn.Module) -> dict[Tensor, int]:
 class MuonWithAdamW(Optimizer):
     """Muon for groups with `parts`, AdamW for the others. Matrices that FSDP2 shards are gathered, one at a time."""
 
-    def __init__(self, groups: list[dict[str, Any]], adamw: Optimizer, *, lr: float) -> None:
+    def __init__(self, groups: list[ParamGroup], adamw: Optimizer, *, lr: float) -> None:
         self._adamw = adamw
         device = groups[0]["params"][0].device
         self._dtype = from_main(torch.bfloat16 if multiplies_in_bf16(device) else torch.float32)
@@ -52,7 +52,7 @@ class MuonWithAdamW(Optimizer):
                 if matrix.grad is not None:
                     self._update(matrix, matrix.grad, group)
 
-    def _update(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, matrix: Tensor, gradient: Tensor, group: ParamGroup) -> None:
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+ParamGroup = dict[str, Any]
+"""Parameters of an optimizer that share their settings, as PyTorch has it."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -78,7 +81,7 @@ def param_groups(
     no_weight_decay: Collection[str] = (),
     lr_scale: Mapping[str, float] | None = None,
     matrices: Mapping[Tensor, int] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ParamGroup]:
     """Return optimizer groups of all trainable parameters, with their `name` and `lr_scale`.
 
     Args:
@@ -100,7 +103,7 @@ def param_groups(
         raise ValueError(
             f"no parameter is called {', '.join(unknown)}; give names such as {example}"
         )
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[str, ParamGroup] = {}
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -159,6 +162,6 @@ def build_optimizer(
     return MuonWithAdamW(matrix_groups, adamw, lr=config.lr)
 
 
-def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> AdamW:
+def _adamw(groups: list[ParamGroup], config: OptimizerConfig) -> AdamW:
     # One kernel for all parameters is also three times as fast on a CPU.
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vlmo.folder import JsonObject
 from vlmo.folder.atomic import write_file
 from vlmo.progress import Progress
 
@@ -21,7 +22,7 @@ METRICS = "metrics.jsonl"
 LINE_EVERY_S = 30.0
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: str | Path) -> list[JsonObject]:
     """Return the lines of a run's metrics.jsonl, oldest first, up to one that a crash cut off, or that is none."""
     path = Path(run_dir) / METRICS
     lines = []
@@ -106,7 +107,7 @@ class Tracker:
         """Show how many steps are finished."""
         self._progress.update(self._title, step, self._max_steps, note=self.losses)
 
-    def log(self, step: int, values: Mapping[str, Any], *, prefix: str = "") -> None:
+    def log(self, step: int, values: Mapping[str, object], *, prefix: str = "") -> None:
         """Write the line of a step or of an evaluation; TensorBoard's names have `prefix` before them."""
         self._file.write(json.dumps({"step": step, **_for_json(values)}) + "\n")
         self._file.flush()

@@ -42,6 +42,7 @@ from vlmo.distributed import (
     rank,
     world_size,
 )
+from vlmo.folder import JsonObject
 from vlmo.folder.atomic import write_folder
 from vlmo.training.checkpoint import StateStore, claim_run_folder, lock_run, newest_state
 from vlmo.training.config import Precision, TrainerConfig
@@ -79,11 +80,11 @@ BatchLoader = Callable[[int], Iterator[list[Batch]]]
 class CursorLoader(Protocol):
     """A loader whose items depend on more than t; its cursor is saved with the training state."""
 
-    def cursor(self, step: int) -> dict[str, Any]:
+    def cursor(self, step: int) -> JsonObject:
         """Return this process's part of what is needed to go on after the first `step` steps; ready for JSON."""
         ...
 
-    def go_on_from(self, step: int, cursor: dict[str, Any]) -> None:
+    def go_on_from(self, step: int, cursor: JsonObject) -> None:
         """Take the parts of all processes, as one dictionary, before a call with `step`."""
         ...
 
@@ -105,7 +106,7 @@ class TrainingResult:
     seconds: float
     samples_seen: int
     skipped: int
-    metrics: dict[str, Any]
+    metrics: JsonObject
     model_dir: Path
 
 
@@ -116,7 +117,7 @@ class _Counters:
     skipped: int = 0
     bad_in_row: int = 0
     seconds: float = 0.0
-    cursor: dict[str, Any] | None = None  # of a loader that has one
+    cursor: JsonObject | None = None  # of a loader that has one
 
 
 class Trainer:
@@ -492,7 +493,7 @@ class Trainer:
 
     def _result(self, status: Literal["finished", "already_finished", "stopped"]) -> TrainingResult:
         counters = self._counters
-        newest_metrics: dict[str, Any] = {}
+        newest_metrics: JsonObject = {}
         for line in read_metrics(self.run_dir):
             newest_metrics |= line
         return TrainingResult(
