@@ -61,6 +61,7 @@ def choose_device(name: str | None = None) -> torch.device:
     has_mps = torch.backends.mps.is_available()
     if name is None:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        # Several processes need collectives, which MPS lacks.
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps and alone else "cpu"
     try:
         device = torch.device(name)
@@ -127,9 +128,11 @@ def exchange(
         return tensor.index_select(0, wanted)
     batch = tensor.shape[0]
     owners = wanted // batch
+    # All-to-all sends consecutive rows: requests are sorted by owner, and put back at the end.
     order = torch.argsort(owners, stable=True)
     receive = torch.bincount(owners, minlength=world_size())  # rows that come from each process
     send = torch.empty_like(receive)
+    # First how many rows, then which, then the rows themselves.
     dist.all_to_all_single(send, receive)
     receive_splits = receive.tolist()
     send_splits = send.tolist()
@@ -159,6 +162,7 @@ def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Ten
     The value is equal on every process; its gradient, averaged over processes, is that of the global mean. 0 if there
     are no rows at all.
     """
+    # W times this process's part, so that the mean over W processes is the global mean.
     share = total * world_size() / all_reduce(count).clamp(min=1)
     if world_size() == 1:
         return share
@@ -192,6 +196,7 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         receive_splits, send_splits = ctx.splits
+        # The way back: what was received is sent, what was sent is received.
         returned = grad.new_empty((sum(send_splits), *grad.shape[1:]))
         dist.all_to_all_single(returned, grad.contiguous(), send_splits, receive_splits)
         return returned, None, None

@@ -49,7 +49,9 @@ class Progress:
         self._lines = None if console is None or console.is_terminal else console
         self._in_bytes = in_bytes
         self._line_every_s = LINE_EVERY_S if line_every_s is None else line_every_s
+        # The first line comes after the interval: short work prints none.
         self._line_at = time.monotonic()
+        # Columns are kept on one line; only the note may be cut off.
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20, table_column=Column(no_wrap=True)),

@@ -45,10 +45,12 @@ def heat_map(
     image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
 ) -> Image.Image:
     """Return the image, pale, of `size` pixels, with the weights over it; the largest one has the full color."""
+    # The longer side becomes `size` pixels.
     factor = size / max(image.size)
     shape = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     base = to_rgb(image).resize(shape, Image.Resampling.LANCZOS)
     grey = base.convert("L").convert("RGB")
+    # Mixed with gray, then with white: the heat stands out from any color.
     pale = np.asarray(Image.blend(grey, base, 0.35), dtype=np.float32) * 0.65 + 255 * 0.35
     values = np.asarray(weights, dtype=np.float32)
     values = values - values.min()
@@ -99,6 +101,7 @@ def grid(
 
 def _lines(text: str, letters: int, most: int) -> list[str]:
     plain = unicodedata.normalize("NFKD", text)
+    # Decomposed, an accent is a letter of its own, which Pillow's font lacks.
     plain = (
         "".join(letter for letter in plain if not unicodedata.combining(letter))
         .encode("ascii", "replace")

@@ -130,6 +130,7 @@ def convert(
         norm_eps = config.get("layer_norm_eps", 1e-12)
     weights = tensors.weights
     task, settings = layout.find_head(HEADS, tensors)
+    # Other activations have the same tensors.
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ValueError(f"config.json has hidden_act {activation!r}; VLMo computes 'gelu'.")
@@ -152,6 +153,7 @@ def convert(
     mean_pooled = "classifier_norm.weight" in weights or config.get(
         "use_mean_pooling", bool(config)
     )
+    # A file may hold both heads; a model has one.
     tensors.leave_out("mim_head." if task is _CLASSIFIED else "classifier")
     notes += _add_missing(weights, ours, mean_pooled=mean_pooled)
     return Conversion(
@@ -222,6 +224,7 @@ def _take_table(tensors: Tensors) -> Float[Tensor, "rows layers*heads"]:
     names = [f"layer_table.{layer}" for layer in range(depth)]
     tables = [tensors.weights.pop(name) for name in names if name in tensors.weights]
     if shared is not None:
+        # Biases add up in the logits, and so do their tables.
         tables = [shared + table for table in tables] or [shared] * depth
     if len(tables) != depth:
         raise ValueError(

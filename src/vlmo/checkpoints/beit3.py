@@ -113,6 +113,7 @@ def convert(
         task = _MASKED_WORDS
     if "mlm_head.decoder" not in task.heads:
         tensors.leave_out("mlm_head.decoder.")
+    # fairseq's positions begin behind those of padding, which no token has.
     texts = tensors.rows(layout.OUR_TEXT_POSITIONS) - _NUM_UNUSED_POSITIONS
     images = tensors.rows(layout.OUR_IMAGE_POSITIONS) - _NUM_UNUSED_POSITIONS
     words = tensors.rows(layout.OUR_WORDS)

@@ -99,6 +99,7 @@ def import_checkpoint(
     state_dict = read_state_dict(path)
     config = read_config(path) if (path / "config.json").is_file() else {}
     try:
+        # Settings first, then weights: all that can be refused is refused before memory is taken.
         conversion = _convert(state_dict, config, num_attention_heads=num_attention_heads)
         _resize_images(conversion, image_size)
         _fit_text(conversion, text_length, has_vocabulary=vocabulary is not None)
@@ -232,6 +233,7 @@ def _resize_images(conversion: Conversion, image_size: int | None) -> None:
             f"image size {image_size} is no multiple of the patch size {config.patch_size}"
         )
     conversion.notes.append(f"positions are resized from the {config.image_size} px of the file")
+    # Of the old image size, before it is set.
     source = config.grid
     config.image_size = image_size
     for name, resize in (
@@ -263,6 +265,7 @@ def _fit_text(conversion: Conversion, text_length: int | None, *, has_vocabulary
             f"text length {text_length} is longer than the {positions} positions of the model"
         )
     elif config.position_embedding == "absolute":
+        # A table of offsets serves every length; rows of words that never come are cut off.
         config.max_text_positions = text_length
         if OUR_TEXT_POSITIONS in conversion.weights:
             conversion.weights[OUR_TEXT_POSITIONS] = conversion.weights[OUR_TEXT_POSITIONS][
@@ -301,6 +304,7 @@ def _make_processor(
     if OUR_WORDS not in conversion.weights:
         config.vocab_size = words
         config.pad_token_id = padding
+    # Ids of another vocabulary would pick wrong rows, without an error.
     if not 0 <= config.vocab_size - words <= spare_rows or padding != config.pad_token_id:
         raise ValueError(
             f"the vocabulary has {words} tokens, padding is number {padding}; the checkpoint's word table has"
@@ -317,6 +321,7 @@ def _hub_vocabulary(num_words: int) -> str:
         )
     try:
         return hf_hub_download(_BERT, "vocab.txt", etag_timeout=_HUB_TIMEOUT_S)
+    # Without a network the file can still be given.
     except (OSError, HTTPError) as problem:
         raise ValueError(
             f"vocab.txt of {_BERT} could not be fetched ({type(problem).__name__}): give BERT's vocab.txt, or a folder"
@@ -345,6 +350,7 @@ def _unify_dtype(conversion: Conversion) -> torch.dtype:
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
     if len(dtypes) > 1:
         conversion.notes.append(f"the file mixes {names}: all is float32 now")
+        # float16 and bfloat16 fit float32 exactly, not each other.
         for name, tensor in weights.items():
             weights[name] = tensor.float()
         return torch.float32
@@ -392,6 +398,7 @@ def _check_tensors(conversion: Conversion, shapes: dict[str, torch.Size]) -> Non
 
     conversion.missing = sorted(shapes.keys() - weights.keys())
     unknown = conversion.tensors.unknown
+    # Named in the message, not skipped: a file of another kind would load in part.
     for name in sorted(weights.keys() - shapes.keys()):
         del weights[name]
         unknown.append(key_of(name))

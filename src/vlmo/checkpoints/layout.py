@@ -141,6 +141,7 @@ class Tensors:
             raise ValueError(
                 f"{key} and {self._keys[name]} are two tensors for {name}; VLMo has one"
             )
+        # Quantized weights have scales beside them, which nothing here reads.
         if not tensor.is_floating_point():
             raise ValueError(f"{key} holds {tensor.dtype}; expected floating-point numbers")
         # `logit_scale` has one axis here, as FSDP2 takes no scalars.
@@ -157,6 +158,7 @@ class Tensors:
                 continue
             parts = [name.replace(".attention.q.", f".attention.{part}.") for part in "qkv"]
             if self.weights.keys() >= set(parts):
+                # Three (dim, dim) matrices -> (3 * dim, dim), query, key, value.
                 joined = torch.cat(list(map(self.weights.pop, parts)))
                 self.weights[name.replace(".attention.q.", ".attention.qkv.")] = joined
 

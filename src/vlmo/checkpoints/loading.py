@@ -146,6 +146,7 @@ def _check_weights(folder: Path, model_class: type[VLMoPreTrainedModel]) -> None
             for name in file.keys():  # noqa: SIM118
                 # A backbone alone does without "vlmo."
                 shapes[name.removeprefix("vlmo.")] = file.get_slice(name).get_shape()
+    # What a file has beyond the model is left, such as heads of another stage.
     missing = []
     for name, tensor in state.items():
         shape = shapes.get(name.removeprefix("vlmo."))
@@ -288,12 +289,14 @@ def _named_tensors(content: object, path: Path) -> dict[str, Tensor]:
     expanded = [
         key for key, tensor in weights.items() if tensor.nbytes > tensor.untyped_storage().nbytes()
     ]
+    # Stride 0: a file of a kilobyte could claim any memory.
     if expanded:
         raise ValueError(
             f"{path} holds expanded tensors, in which a number stands for many: {listed(expanded)}"
         )
     size = path.stat().st_size
     claimed = sum(tensor.nbytes for tensor in weights.values())
+    # Tensors that share a storage: each would take memory of its own.
     if claimed > _MOST_SHARED * size:
         raise ValueError(f"{path} holds tensors of {claimed:,} bytes in {size:,}. Save them apart")
     # DistributedDataParallel puts its prefix in front of every key.

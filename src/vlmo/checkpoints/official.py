@@ -122,6 +122,8 @@ def convert(
         raise ValueError(
             f"of blocks 0-{depth - 1}, those with mlp_vl are {sorted(fused)}; expected the top ones"
         )
+    # Relative tables hold 196 words in all stages; the table of absolute positions, kept unused,
+    # tells the stage's length.
     text_length = layout.DEFAULT_TEXT_LENGTH
     if layout.OUR_TEXT_POSITIONS in weights:
         text_length = tensors.rows(layout.OUR_TEXT_POSITIONS)

@@ -235,6 +235,7 @@ def _write(
     }
     encoder = Encoder(run / STAGE3 / "model")
     gained, lost, queries = examples(result.predictions, images=images)
+    # A few, from all parts of the split.
     shown = _spread(queries)
     return write_report(
         run / "report.html",

@@ -156,6 +156,7 @@ def noise(
     images = (batch,) if graph.num_images == 1 else (batch, graph.num_images)
     shape = (*images, config.num_channels, config.image_size, config.image_size)
     lengths = torch.randint(_MIN_TEXT, length + 1, (batch, 1), generator=generator)
+    # The longest text sets the width: padding alone would be no case.
     lengths[-1] = length
     mask = torch.arange(length) < lengths
     ids = torch.randint(config.vocab_size, (batch, length), generator=generator)

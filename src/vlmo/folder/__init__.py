@@ -156,6 +156,7 @@ def _check_pixels(file: Path, *, image_size: int | None) -> None:
     """Raise ValueError if a processor's file asks for pixels that vlmo prepares in another way."""
     settings = read_json(file)
     if isinstance(settings, dict):
+        # `processor_config.json` holds the image processor's settings in its own.
         settings = settings.get("image_processor") or settings
     if not isinstance(settings, dict):
         raise ValueError(
@@ -175,6 +176,7 @@ def _check_pixels(file: Path, *, image_size: int | None) -> None:
 def _check_size(file: Path, settings: JsonObject, *, image_size: int | None) -> None:
     """Raise ValueError unless images come out as whole patches, and as squares of `image_size` where it is given."""
     patch_size = read_config(file.parent).get("patch_size")
+    # A wrong configuration is reported where it is loaded.
     if type(patch_size) is not int or patch_size < 1:
         patch_size = 1
     size = settings.get("size", {"height": patch_size, "width": patch_size})

@@ -79,6 +79,7 @@ def by_shape(
     shape: Callable[..., Sequence[int]] = lambda item: item.shape,
 ) -> list[Result]:
     """Return a result for each item: `run` gets a list of all items of one shape, and gives as many results."""
+    # Numbers of the items by shape, so that results return to their places.
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, item in enumerate(items):
         groups.setdefault(tuple(shape(item)), []).append(number)
@@ -96,6 +97,8 @@ class TransformConfig:
     published code does. Fields called a probability are in [0, 1].
     """
 
+    # Of pre-training; VQA takes 480, NLVR2 and retrieval 384 (VLMo, "Fine-Tuning on Downstream
+    # Tasks").
     image_size: int = 224
     """Height and width, in pixels."""
     keep_aspect: bool = False
@@ -206,6 +209,7 @@ class EvalTransform:
             return _resize(pixels, self.shape(image.size))
         from torchvision.transforms.v2.functional import center_crop
 
+        # First the shorter side, then the cut: 256 and 224 for BEiT's share of 0.875.
         size = self.config.image_size
         return center_crop(_resize(pixels, [int(size / self.center_crop)]), [size, size])
 
@@ -275,6 +279,7 @@ def crop_box(
     """
     width, height = size
     longest = round(min(size) * _LONGEST)
+    # Areas evenly, aspects evenly in their logarithm: a wide crop is as likely as a tall one.
     for _ in range(_ATTEMPTS):
         area = height * width * generator.uniform(config.min_crop, 1)
         aspect = math.exp(generator.uniform(math.log(3 / 4), math.log(_LONGEST)))
@@ -284,6 +289,7 @@ def crop_box(
         crop_width = min(width, crop_width)
         crop_height = min(height, crop_height)
         too_small = is_cut and crop_width * crop_height < config.min_crop * width * height
+        # Only images longer than the longest crop can be left with too little.
         if not too_small or max(size) <= _LONGEST * min(size):
             top = int(generator.integers(height - crop_height + 1))
             left = int(generator.integers(width - crop_width + 1))
@@ -362,6 +368,7 @@ def _change_style_and_color(
     if generator.random() < config.blur:
         image = image.filter(ImageFilter.GaussianBlur(size * generator.uniform(0.005, 0.02)))
     if config.color_jitter > 0:
+        # Always in this order; torchvision's ColorJitter shuffles it.
         for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhancer(image).enhance(
                 1 + generator.uniform(-config.color_jitter, config.color_jitter)
@@ -378,6 +385,7 @@ def _affine_matrix(
 
     PIL asks where an output pixel comes from, so this is the inverse map.
     """
+    # The inverse of a turn and scaling: the angle turned back, sizes divided.
     cos = math.cos(math.radians(degrees)) / scale
     sin = math.sin(math.radians(degrees)) / scale
     x = image.width / 2
@@ -403,6 +411,7 @@ def _erase(pixels: Pixels, generator: np.random.Generator) -> None:
     """Replace a rectangle by normal noise of deviation 1 once pixels are normalized, cut to what 8 bits can hold."""
     rows, columns = pixels.shape[1:]
     for _ in range(_ATTEMPTS):
+        # timm's RandomErasing: area, aspect and number of attempts.
         share = generator.uniform(0.02, 1 / 3)
         aspect = math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
         height = round(rows * math.sqrt(share * aspect))
@@ -410,6 +419,7 @@ def _erase(pixels: Pixels, generator: np.random.Generator) -> None:
         if height < rows and width < columns:
             top = generator.integers(rows - height + 1)
             left = generator.integers(columns - width + 1)
+            # [-1, 1] -> 0 to 255
             noise = 127.5 + 127.5 * generator.standard_normal((3, height, width))
             levels = noise.round().clip(0, 255).astype(np.uint8)
             pixels[:, top : top + height, left : left + width] = torch.from_numpy(levels)
@@ -507,10 +517,12 @@ def _change_levels(image: Image.Image, name: str, level: float) -> Image.Image:
         case "invert":
             return ImageOps.invert(image)
         case "posterize":
+            # At least one bit: with none the image would be black.
             return ImageOps.posterize(image, max(1, 4 - int(4 * level)))
         case "solarize":
             return ImageOps.solarize(image, 256 - int(256 * level))
         case "solarize_add":
+            # Dark levels alone are raised, as by timm.
             levels = [value + int(110 * level) * (value < 128) for value in range(256)]
             return image.point(levels * 3)
     return image
@@ -538,6 +550,7 @@ def rand_augment(
             magnitude = min(max(generator.normal(magnitude, 0.5), 0), MAX_MAGNITUDE)
             resample = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[generator.integers(2)]
         strength = magnitude / MAX_MAGNITUDE
+        # Left or right, darker or brighter.
         if generator.random() >= 0.5:
             strength = -strength
         image = apply_operation(

@@ -275,6 +275,7 @@ def _read_rest(address: str, partial: Path) -> None:
         if start not in {0, size} or (start and new_tag != tag):
             partial.unlink(missing_ok=True)
             raise OSError("the file has changed while it was downloaded")
+        # Before the first byte: a full disk would stop other work, too.
         free = shutil.disk_usage(partial.parent).free
         if free < total - start:
             raise ValueError(

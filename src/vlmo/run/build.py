@@ -121,6 +121,7 @@ def build(
         title=title or "training",
     )
     if isinstance(model, VLMoForPreTraining | VLMoForImageTextRetrieval):
+        # CLIP's bound on the temperature, after every update.
         trainer.optimizer.register_step_post_hook(lambda *_: model.clamp_logit_scale_())
     return trainer
 
@@ -201,6 +202,7 @@ class Evaluator:
             split=recipe.evaluate_split,
             notes=run.folder,
         )
+        # Class numbers of both splits must mean the same classes.
         if self.rows.names:
             source = recipe.data.source
             trained_names = evaluation(run.rows, source=source, split="train").names
@@ -213,6 +215,8 @@ class Evaluator:
         """Return the metrics as "SPLIT/METRIC", without those of parts (`metric[part]`)."""
         metrics = self.rows.metrics(self.rows.outputs(model))
         metrics = [metric for metric in metrics if "[" not in metric.name]
+        # In a file, since a run that goes on after its last evaluation writes the card without
+        # measuring.
         if is_main():
             write_file(self.file, json.dumps([asdict(metric) for metric in metrics]))
         return {f"{self.rows.split}/{metric.name}": metric.value for metric in metrics}
@@ -341,6 +345,7 @@ def data_source(source: str, rows: Dataset, *, use: str) -> DataSource:
     origins_by_license: dict[str, list[str]] = {}
     pairs = arrow_table(rows, columns).group_by(columns).aggregate([]).to_pylist()
     for pair in sorted(pairs, key=lambda pair: (pair["licence"] or "", pair["source"])):
+        # An unknown license is none that a card could state.
         if pair["licence"] not in {None, "", "unknown"}:
             origins_by_license.setdefault(pair["licence"], []).append(pair["source"])
     licenses = []

@@ -108,6 +108,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     micro_batch = _micro_batch(recipe, processes=processes)
     objective, model = _build_without_data(recipe)
     chunk = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None)
+    # With a gradient cache a chunk at a time is kept.
     flops, kept = _measure(recipe, objective, rows=min(micro_batch, chunk or micro_batch))
     activations, in_blocks, block_inputs, largest_block = kept
     engine = recipe.trainer.engine
@@ -117,9 +118,11 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     # The cache holds the images, of 8 bits, of the whole micro-batch.
     if chunk is not None:
         activations += micro_batch * recipe.model.num_channels * recipe.model.image_size**2
+    # DDP keeps everything on each process.
     shards = processes if engine.data_parallel == "fsdp" else 1
     total = sum(parameter.numel() for parameter in model.parameters())
     num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    # AdamW's mean and mean square.
     moments = 2 * num_trained
     if recipe.optimizer.muon:  # which keeps one moment of a matrix
         moments -= sum(matrix.numel() for matrix in matrices_of(model) if matrix.requires_grad)
@@ -199,6 +202,7 @@ def _step(
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
+            # By storage: autograd saves one tensor for several operations, or views of it.
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -218,6 +222,7 @@ def _step(
     bf16 = recipe.trainer.precision == "bf16"
     with without_data:
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        # Autocast's copies of the weights are kept, too, and counted.
         with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(batch)["loss"]
         loss.backward()
@@ -230,6 +235,7 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
     task = recipe.task
     size = recipe.model.image_size
     num_patches = (size // recipe.model.patch_size) ** 2
+    # As the collator pads the longest text.
     num_text = PAD_MULTIPLE * math.ceil(recipe.text.max_length / PAD_MULTIPLE)
     masked_patches = round(getattr(task, "masked_share", 0) * num_patches)
     masked = {num_patches: masked_patches}

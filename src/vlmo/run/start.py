@@ -74,7 +74,9 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
         if not recipe.task.reads.text:
             names.append("max_text_positions")
         settings = asdict(recipe.model)
+        # The vocabulary and classes come from the start or the data, not from the recipe.
         settings |= {name: start.config[name] for name in names if name in start.config}
+        # Shapes alone decide: no memory for weights, which the run loads later.
         with torch.device("meta"):
             model = recipe.task.build_model(settings)
         start_from(model, start.path)
@@ -121,6 +123,7 @@ def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
             texts += captions
         if "question" in rows.column_names:
             texts += column(rows, "question")
+    # By what decides on the result: texts, size, and the version that learns.
     file = cached_file("vocabularies", version("tokenizers"), text.vocab_size, texts)
     if file.is_file():
         return VLMoProcessor.from_vocabulary(file)

@@ -86,11 +86,10 @@ def param_groups(
 
     Args:
         weight_decay: For parameters of two or more dimensions; others are never decayed.
-        no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they
-            have more.
+        no_weight_decay: Full names, as in `module.named_parameters()`, that are not decayed although they have more.
         lr_scale: Full name -> factor on the learning rate; 1 for names that are not there.
-        matrices: Parameters for groups of their own, with the number of matrices that they hold, which is
-            the group's `parts`; 0 in all other groups.
+        matrices: Parameters for groups of their own, with the number of matrices that they hold, which is the group's
+            `parts`; 0 in all other groups.
 
     Raises:
         ValueError: A name in `no_weight_decay` or `lr_scale` is none of the module's, or nothing is trainable.
