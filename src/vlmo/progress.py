@@ -88,9 +88,10 @@ class Progress:
         self._line_at = now
         shown = decimal if self._in_bytes else str
         words = [f"{title}: {shown(done)}" + (f" of {shown(total)}" if total is not None else "")]
-        words += [note] if note else []
-        if (
-            left := self._bars.tasks[self._tasks[title]].time_remaining
-        ) is not None:  # by the speed of late
+        if note:
+            words.append(note)
+        # By the speed of late.
+        left = self._bars.tasks[self._tasks[title]].time_remaining
+        if left is not None:
             words.append(f"{timedelta(seconds=left)} left")
         self._lines.print(", ".join(words), markup=False, highlight=False, soft_wrap=True)

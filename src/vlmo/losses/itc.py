@@ -137,9 +137,8 @@ def caption_keys(
     length = input_ids.shape[1]
     powers = torch.ones(length, dtype=torch.long, device=input_ids.device)
     if length > 1:
-        powers[1:] = (
-            6364136223846793005  # an odd multiplier of a linear congruential generator (Knuth, MMIX)
-        )
+        # An odd multiplier of a linear congruential generator (Knuth, MMIX).
+        powers[1:] = 6364136223846793005
     powers = powers.cumprod(0)  # wraps around, which is wanted
     # Padding adds 0, and an id of 0 does not.
     return ((input_ids + 1) * attention_mask * powers).sum(dim=1)

@@ -155,8 +155,7 @@ def sample_negatives(
     rows = rows.repeat_interleave(count)
 
     def sample(queries: Tensor, candidates: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        samples = []
-        valid = []
+        parts = []
         for block in row_blocks(len(rows), width=len(candidates)):
             anchors = rows[block]
             excluded = same[anchors]
@@ -164,11 +163,9 @@ def sample_negatives(
                 group = (distributed.rank() * len(queries) + anchors) // group_size
                 excluded = excluded | (group[:, None] != global_rows // group_size)
             logits = contrast_logits(queries[anchors], candidates, logit_scale=logit_scale)
-            block_samples, block_valid = sample_hard_negatives(
-                logits * sharpness, excluded=excluded, uniform=numbers[block]
-            )
-            samples.append(block_samples)
-            valid.append(block_valid)
+            logits = logits * sharpness
+            parts.append(sample_hard_negatives(logits, excluded=excluded, uniform=numbers[block]))
+        samples, valid = zip(*parts, strict=True)
         return torch.cat(samples), torch.cat(valid)
 
     text, text_valid = sample(image_embeds, text_keys, uniform[0])

@@ -329,9 +329,8 @@ class VLMoModel(VLMoPreTrainedModel):
     ) -> None:
         """Write the keys and values of images, which the words of `decode` see, into the cache of each block."""
         sequence = self._embed(pixel_values, None, None)
-        outputs, _ = sequence.outputs(
-            None
-        )  # the last block, too, has to give no more than its cache
+        # The last block, too, has to give no more than its cache.
+        outputs, _ = sequence.outputs(None)
         self._run(sequence, fusion=True, queries=outputs, cache=cache)
 
     def decode(
@@ -518,10 +517,8 @@ class VLMoModel(VLMoPreTrainedModel):
         record: list[tuple[Tensor, Tensor | None]] = [(sequence.hidden, None)]
         keeps_blocks = output_hidden_states or output_attentions
         hidden = self._run(sequence, fusion=route.is_pair, record=record if keeps_blocks else None)
-        if isinstance(self.norm, nn.ModuleDict):
-            hidden = route(self.norm, hidden)
-        else:
-            hidden = self.norm(hidden)
+        norm = self.norm
+        hidden = route(norm, hidden) if isinstance(norm, nn.ModuleDict) else norm(hidden)
         text, image = route.split(hidden)
         attentions = tuple(weights for _, weights in record if weights is not None)
         return VLMoModelOutput(

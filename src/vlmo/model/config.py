@@ -39,11 +39,8 @@ _BEIT3: _Settings = {
 _MOST = 1 << 20
 _MOST_LAYERS = 1000
 _MOST_LABELS = 1 << 17
-_NO_SIZES = (
-    "num_fusion_layers",
-    "num_modality_types",
-    "pad_token_id",
-)  # the whole numbers that may be 0
+# Whole numbers that may be 0.
+_NO_SIZES = ("num_fusion_layers", "num_modality_types", "pad_token_id")
 
 
 @strict
@@ -346,6 +343,5 @@ class VQVisualTokenizerConfig(PreTrainedConfig):
         return 3 * self.patch_size**2
 
 
-AutoConfig.register(
-    VLMoConfig.model_type, VLMoConfig, exist_ok=True
-)  # AutoTokenizer reads a folder's config too
+# AutoTokenizer reads a folder's configuration, too.
+AutoConfig.register(VLMoConfig.model_type, VLMoConfig, exist_ok=True)

@@ -34,9 +34,8 @@ from vlmo.released import find_model
 from vlmo.types import normalize_pixels
 
 DALLE_STRIDE = 8
-DALLE_EPSILON = (
-    0.1  # DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The Logit-Laplace Distribution")
-)
+# DALL-E squeezes its pixels into [0.1, 0.9] (DALL-E, "The Logit-Laplace Distribution").
+DALLE_EPSILON = 0.1
 
 
 @dataclass
@@ -132,8 +131,8 @@ class VQVisualTokenizer(PreTrainedModel):
             kmeans_init=True,
             threshold_ema_dead_code=config.dead_code_threshold,
             rotation_trick=False,  # straight-through reconstructs better here: 0.111 against 0.114 after 120 steps
-            sync_codebook=_num_processes()
-            > 1,  # the library's own guess is cached from its first call on
+            # The library's own guess is cached from its first call on.
+            sync_codebook=_num_processes() > 1,
         )
         self.register_buffer("patch_mean", torch.zeros(config.patch_values))
         self.register_buffer("patch_components", torch.zeros(config.code_size, config.patch_values))
@@ -142,9 +141,8 @@ class VQVisualTokenizer(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d):
-            init.kaiming_uniform_(
-                module.weight, a=math.sqrt(5)
-            )  # torch's own default: small networks start at once
+            # PyTorch's own default: small networks start at once.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

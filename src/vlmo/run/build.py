@@ -304,8 +304,7 @@ def run_card(
 ) -> CardContent:
     """Return the card of a run's model: its stage, settings, start and data.
 
-    `beside` are recipes that a step reads beside its own, with their rows. ValueError if the card of a folder that the
-    run starts from cannot be read.
+    `beside` are recipes that a step reads too, with their rows. ValueError if a start folder's card cannot be read.
     """
     task = recipe.task
     data: list[DataSource] = []

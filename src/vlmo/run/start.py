@@ -42,11 +42,10 @@ class Start:
 def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
     """Validate that the start folder fits the recipe's model and that there is a teacher, without any data.
 
+    ValueError if one does not fit, as the run would say, or is no model folder.
+
     Returns:
         What to do about those that `original`, the recipe before changes, names too and that are not there yet.
-
-    Raises:
-        ValueError: One does not fit, as the run would say, or is no model folder.
     """
     lines = []
     init = recipe.init

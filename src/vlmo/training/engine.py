@@ -47,10 +47,9 @@ def multiplies_in_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return any(
-            found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
-        )  # the last is Arm's
+        capabilities = torch.cpu.get_capabilities()
+        # The last is Arm's.
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return any(
         getattr(torch.cpu, name, bool)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -105,9 +104,8 @@ class Engine:
     ) -> None:
         config = config or EngineConfig()
         self.objective = objective
-        self._twin = (
-            None  # of the model, whole and without weights, where the model itself is sharded
-        )
+        # Of the model, whole and without weights, where the model itself is sharded.
+        self._twin = None
         shards = world_size() > 1 and config.data_parallel == "fsdp"
         if shards:
             _same_everywhere([*objective.parameters(), *objective.buffers()])
@@ -118,15 +116,14 @@ class Engine:
             # Beyond its limit PyTorch runs a block uncompiled.
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, _GRAPHS_PER_BLOCK * len(blocks))
-        for (
-            block
-        ) in blocks:  # `forward` itself is replaced, so that the hooks of sharding stay outside
-            forward: Callable[..., Any] = (
-                torch.compile(block.forward) if config.compile else block.forward
-            )
-            block.forward = (
-                partial(_checkpointed, forward) if config.activation_checkpointing else forward
-            )
+        for block in blocks:
+            # `forward` itself is replaced, so that the hooks of sharding stay outside.
+            forward: Callable[..., Any] = block.forward
+            if config.compile:
+                forward = torch.compile(forward)
+            if config.activation_checkpointing:
+                forward = partial(_checkpointed, forward)
+            block.forward = forward
         self._step: nn.Module = _Step(objective)
         if shards:
             _shard(self._step, blocks, precision=precision)

@@ -28,12 +28,12 @@ def read_metrics(run_dir: str | Path) -> list[JsonObject]:
     lines = []
     for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
         try:
-            found = json.loads(line)
+            metrics = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("step"), int):
             break
-        lines.append(found)
+        lines.append(metrics)
     return lines
 
 
@@ -44,9 +44,8 @@ class _EventFile:
         # slow to import, and only there with the extra `train`
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        messages: Any = importlib.import_module(
-            "tensorboard.compat.proto.event_pb2"
-        )  # made when it is imported
+        # Its names are made when it is imported.
+        messages: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
         folder.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names, also where the clock was set back between two starts.
         stamps = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]

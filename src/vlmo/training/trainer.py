@@ -373,7 +373,6 @@ class Trainer:
         """Log the losses of a step, means over processes; TrainingError after too many bad steps."""
         counters = self._counters
         step = counters.step
-        # One message for all losses: (losses) in the order of their names.
         means = all_reduce(torch.stack(list(losses.values()))) / world_size()
         mean_losses = dict(zip(losses, means.tolist(), strict=True))
         norm = grad_norm.item()
