@@ -167,7 +167,8 @@ def global_mean(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Ten
     if world_size() == 1:
         return share
     mean = all_reduce(share) / world_size()
-    return mean + (share - share.detach())  # this order leaves the value untouched by rounding
+    # The difference is 0 and carries the gradient; this order leaves the value untouched.
+    return mean + (share - share.detach())
 
 
 class _Gather(torch.autograd.Function):

@@ -166,7 +166,8 @@ def _front_matter(card: CardContent, usage: Usage | None) -> str:
 
 
 def _count_parameters(file: Path) -> int:
-    with safe_open(file, framework="pt") as tensors:  # headers alone
+    # Headers alone are read.
+    with safe_open(file, framework="pt") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 

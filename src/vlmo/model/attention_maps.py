@@ -28,7 +28,8 @@ def attention_maps(
     backbone = model.backbone
     num_layers = max(1, model.config.num_fusion_layers)
     implementation = model.config._attn_implementation or "sdpa"
-    model.set_attn_implementation("eager")  # the only one that returns its weights
+    # The only implementation that returns its weights.
+    model.set_attn_implementation("eager")
     try:
         attentions = backbone(
             pixel_values, input_ids, attention_mask, output_attentions=True
@@ -68,7 +69,8 @@ def maps_by_word(
             words[-1] += token.removeprefix("##")
             positions[-1].append(position)
         else:
-            words.append(token.removeprefix(_BEGINS_WORD))  # nothing where its first piece follows
+            # Empty where the piece is the space alone, and the word follows.
+            words.append(token.removeprefix(_BEGINS_WORD))
             positions.append([position])
     found = [(word, pieces) for word, pieces in zip(words, positions, strict=True) if word]
     if len(maps) != len(tokens) or not found:

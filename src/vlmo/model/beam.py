@@ -41,7 +41,8 @@ class BeamSearch:
         shape = (num_images, num_beams, 1)
         self.tokens: Int[Tensor, "images beams length"] = torch.full(shape, start, device=device)
         self.scores: Float[Tensor, "images beams"] = torch.zeros(shape[:2], device=device)
-        self.scores[:, 1:] = -torch.inf  # all beams are alike at first
+        # All beams are alike at first, and one of them is enough.
+        self.scores[:, 1:] = -torch.inf
         self.best: Int[Tensor, "images max_length"] = self.tokens.new_full(
             (num_images, max_length), self.pad
         )

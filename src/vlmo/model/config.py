@@ -74,7 +74,8 @@ class VLMoConfig(PreTrainedConfig):
     """
 
     model_type = "vlmo"
-    attribute_map = {"contrast_fusion_ending": "contrast_fusion_branch"}  # the key in older folders
+    # The key in older folders.
+    attribute_map = {"contrast_fusion_ending": "contrast_fusion_branch"}
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

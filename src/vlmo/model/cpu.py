@@ -11,8 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from vlmo.losses.gradient_cache import row_slices
 
-_CHUNK_SCORES = 2**19  # 2 MiB of float32, so that scores, weights and their gradients stay in cache
-_FEW_TOKENS = 128  # beyond, the matrices cost more memory than they save time
+# 2 MiB of float32, so that scores, weights and their gradients stay in cache.
+_CHUNK_SCORES = 2**19
+# Beyond as many, whole matrices cost more memory than they save time.
+_FEW_TOKENS = 128
 
 
 def trains_on_cpu(tensor: Shaped[Tensor, "*shape"]) -> bool:
@@ -109,7 +111,8 @@ def _weights(
     rows: slice,
 ) -> Float[Tensor, "rows heads seq seq"]:
     exact = torch.promote_types(qkv.dtype, torch.float32)
-    query, key, _ = qkv[rows].transpose(1, 3).to(exact).unbind(2)  # (rows, heads, seq, dim)
+    # Queries and keys: (rows, heads, seq, dim).
+    query, key, _ = qkv[rows].transpose(1, 3).to(exact).unbind(2)
     scores = (qkv.shape[-1] ** -0.5 * query @ key.mT).add_(bias)
     if attention_mask is not None:
         # Finite, so that a row that hides everything has even weights rather than none.

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from vlmo.losses.itc import contrast_logits
 from vlmo.model.config import VLMoConfig
 
-MAX_LOGIT_SCALE = 4.6052  # ln 100, the bound of CLIP ("Training", arXiv 2103.00020)
+# ln 100, the bound of CLIP ("Training", arXiv 2103.00020).
+MAX_LOGIT_SCALE = 4.6052
 
 
 class Pooler(nn.Module):

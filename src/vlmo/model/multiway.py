@@ -195,7 +195,8 @@ def attend(
     Returns:
         New states, and attention weights if `eager`.
     """
-    query, key, value = qkv.transpose(1, 3).unbind(2)  # each (batch, heads, seq, dim)
+    # Queries, keys and values: (batch, heads, seq, dim).
+    query, key, value = qkv.transpose(1, 3).unbind(2)
     if queries is not None:
         # qkv[:, :, 0] is (batch, seq, heads, dim); heads are joined while rows are selected.
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)

@@ -192,7 +192,8 @@ class VLMoForImageTextRetrieval(_DualEncoder):
             )
         scale = self.contrast_head.logit_scale
         loss = itc_loss(output["image_embeds"], output["text_embeds"], logit_scale=scale)
-        return VLMoContrastOutput(loss=loss, **output)  # the first of a tuple
+        # The loss is the first of a tuple, as in transformers.
+        return VLMoContrastOutput(loss=loss, **output)
 
 
 class VLMoForPreTraining(_DualEncoder):
@@ -287,7 +288,8 @@ class _MaskedWords(VLMoPreTrainedModel):
         logits = self.mlm_head(encoded.text_hidden_state)
         loss = None
         if labels is not None:
-            is_labeled = labels != -100  # the field's mark of positions without a label
+            # -100 marks positions without a label, as everywhere in the field.
+            is_labeled = labels != -100
             loss = masked_loss(logits[is_labeled], labels[is_labeled])
         return MaskedLMOutput(loss=loss, logits=logits)
 

@@ -58,4 +58,5 @@ def num_wanted(
     spread = max(known.std().item(), 1e-6) * math.sqrt(2)
     # and the probability of more in a normal distribution: half the complementary error function.
     lost = shares[count:] / shares.sum() * [math.erfc(each / spread) / 2 for each in above.tolist()]
-    return int((~(lost[::-1].cumsum() < _LOST)).sum())  # where a score is not a number, all
+    # Where a score is not a number, the comparison is False: all are wanted.
+    return int((~(lost[::-1].cumsum() < _LOST)).sum())

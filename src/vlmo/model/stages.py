@@ -181,7 +181,8 @@ def _read(folder: Path, *, new: VLMoConfig) -> tuple[dict[str, Tensor], VLMoConf
             hint = f"give {option}another folder, or take its own sizes: vlmo finetune {folder} --data DATA"
             raise ValueError(f"{folder} has {name} {before!r}, the model {after!r}; {hint}")
     weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    if not any(name.startswith("vlmo.") for name in weights):  # a backbone alone
+    # A backbone alone names its tensors without the prefix.
+    if not any(name.startswith("vlmo.") for name in weights):
         weights = {f"vlmo.{name}": tensor for name, tensor in weights.items()}
     spoilt = [
         name

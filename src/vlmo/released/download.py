@@ -68,7 +68,8 @@ def fetch_model(model: NamedModel) -> Path:
     if not config.is_file():
         cache_folder().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_folder() / ".lock"):
-            if not config.is_file():  # no other process was faster
+            # Another process may have been faster.
+            if not config.is_file():
                 _fetch_and_convert(model, folder)
     return folder
 
@@ -238,7 +239,8 @@ def _download(address: str, target: Path) -> None:
             code = problem.code if isinstance(problem, HTTPError) else 0
             # Without a network another try would fail as well; servers may be busy for a moment.
             no_network = isinstance(problem, URLError) and not code and number == 0
-            if code == 416:  # what is here is no beginning of this file
+            # Range not satisfiable: what is here is no beginning of this file.
+            if code == 416:
                 partial.unlink(missing_ok=True)
             elif no_network or (0 < code < 500 and code != 429):
                 break

@@ -124,7 +124,8 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
     num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # AdamW's mean and mean square.
     moments = 2 * num_trained
-    if recipe.optimizer.muon:  # which keeps one moment of a matrix
+    # Muon keeps one moment of a matrix.
+    if recipe.optimizer.muon:
         moments -= sum(matrix.numel() for matrix in matrices_of(model) if matrix.requires_grad)
     return Estimate(
         parameters=total,

@@ -141,7 +141,8 @@ def model_settings(
     """Return the recipe's settings of the model with those that follow from the vocabulary."""
     settings = asdict(recipe.model)
     config = {} if start is None else start.config
-    if processor is None:  # the text side, which the task does not read, is the start folder's
+    # The text side, which the task does not read, stays the start folder's.
+    if processor is None:
         for name in ("vocab_size", "max_text_positions", "pad_token_id"):
             if name in config:
                 settings[name] = config[name]

@@ -197,7 +197,8 @@ def training_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> 
     Settings of the optimizer are left out: the recipe and the step give them.
     """
     tensors: TensorTree = {"objective": get_model_state_dict(objective)}
-    if optimizer.state:  # else torch would fill it by a step of its own
+    # PyTorch would fill an empty state by a step of its own.
+    if optimizer.state:
         tensors["optimizer"] = get_optimizer_state_dict(objective, optimizer)["state"]
     return tensors
 
@@ -329,7 +330,8 @@ class _StateWriter(HuggingFaceStorageWriter):
         self, plan: SavePlan, planner: SavePlanner
     ) -> torch.futures.Future[list[WriteResult]]:
         """Write this process's file; the main process gets its name and checksum."""
-        results = super().write_data(plan, planner).wait()  # all in one file
+        # All tensors of a process are in one file.
+        results = super().write_data(plan, planner).wait()
         if results:
             name = results[0].storage_data.relative_path
             checksum = _fingerprint(Path(self.path) / name)
@@ -349,7 +351,8 @@ class _StateWriter(HuggingFaceStorageWriter):
         self._folder.close()
         # Only when the new state is complete.
         for old in _states(self.target.parent)[: -self.keep]:
-            remove_folder(old)  # half a state must not look like a damaged one
+            # In one move: half a state must not look like a damaged one.
+            remove_folder(old)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:

@@ -57,7 +57,8 @@ def add_adapters(
             f"{start} lacks {len(lost)} tensors that adapters leave as they are, such as {lost[0]}; start from a model "
             "that has them, or leave out --lora.rank"
         )
-    make_settings: Any = peft.LoraConfig  # annotates alpha as a whole number, which it need not be
+    # PEFT annotates alpha as a whole number, which it need not be.
+    make_settings: Any = peft.LoraConfig
     settings = make_settings(
         r=config.rank,
         lora_alpha=config.alpha or 2 * config.rank,

@@ -71,7 +71,8 @@ class MuonWithAdamW(Optimizer):
             )
         # Decoupled, as AdamW's.
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        scale = 0.2 * max(parts[0].shape) ** 0.5  # updates as large as AdamW's in root mean square
+        # Updates as large as AdamW's in root mean square (Liu et al. 2025).
+        scale = 0.2 * max(parts[0].shape) ** 0.5
         matrix.add_(update, alpha=-scale * group["lr"])
 
 

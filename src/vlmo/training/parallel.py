@@ -22,7 +22,8 @@ from vlmo.types import Batch
 HANG_SECONDS = 1800.0
 """Long enough for a first step that compiles and for slow storage; a hang of this length wastes little of days."""
 _SLOW_FACTOR = 4
-_MAX_WAIT_S = 30 * 86_400.0  # the most that process groups are asked to wait
+# Process groups are asked to wait no longer.
+_MAX_WAIT_S = 30 * 86_400.0
 _hang_seconds: float | None = None  # of the timer of this process; None: it has none
 
 

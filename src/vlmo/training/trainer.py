@@ -217,7 +217,8 @@ class Trainer:
                 finished = self._train(tracker, stop)
                 if finished:
                     self._write_model()
-            barrier()  # the run folder is complete when any process returns
+            # The run folder is complete when any process returns.
+            barrier()
             return self._result("finished" if finished else "stopped")
 
     def _place(self) -> str:
@@ -256,7 +257,8 @@ class Trainer:
         """Run the steps that are left; return False if a signal stopped them."""
         counters = self._counters
         config = self.config
-        self._evaluate_if_due(tracker)  # if it was cut off after the step was saved
+        # The run may have been cut off after a save and before its evaluation.
+        self._evaluate_if_due(tracker)
         batches = self.loader(counters.step)
         stopping = False
         while counters.step < config.max_steps and not stopping:
@@ -463,7 +465,8 @@ class Trainer:
             for part in parts:
                 counters.cursor |= part
         if tracker is not None:
-            tracker.flush()  # first, so that a restored state never lacks lines
+            # Before the state, so that a restored one never lacks lines.
+            tracker.flush()
         self._states.save(self._engine.training_state(self.optimizer), progress=asdict(counters))
 
     def _restore(self) -> bool:
@@ -483,7 +486,8 @@ class Trainer:
         finished = self._counters.step >= self.config.max_steps and from_main(
             self.model_dir.exists()
         )
-        if not finished:  # else its settings stay those that it was trained with
+        # A finished run keeps the settings that it was trained with.
+        if not finished:
             claim_run_folder(self.run_dir, recipe_json=recipe, write=is_main())
         return finished
 
