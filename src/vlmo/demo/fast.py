@@ -52,6 +52,7 @@ def run_fast_start(run: Path, *, console: Console) -> None:
         words = set(text.lower().split())
         num_named = 0
         for number, hit in enumerate(hits, start=1):
+            # Every word of the text is in a caption: the images have names, not sentences.
             num_named += any(words <= set(caption.lower().split()) for caption in hit.captions)
             tiles.append((searcher.index.image(hit.id), f"{text}, {number}", hit.captions[0]))
         captions = ", ".join(hit.captions[0] for hit in hits[:_NUM_CAPTIONS])

@@ -270,6 +270,7 @@ def _write(
 
 def _spread(examples: Sequence[Prediction]) -> Sequence[Prediction]:
     """Return a few examples at equal distances."""
+    # Neighbors in a split may be variations of one scene.
     return examples[:: max(1, len(examples) // _NUM_SHOWN)][:_NUM_SHOWN]
 
 

@@ -106,6 +106,7 @@ def free_text_length(model: models.VLMoPreTrainedModel) -> None:
         bias = NoPositionBias(num_layers=len(backbone.blocks))
     else:
         bias = AnyLengthPositionBias(backbone.position_bias)
+    # Called alike, though of another class.
     backbone.position_bias = cast("RelativePositionBias", bias)
 
 
@@ -159,6 +160,7 @@ class AnyLengthPositionBias(nn.Module):
                 f"A grid of {grid} patches; this bias is for the configured one, {self.grid}."
             )
         bias = F.embedding(self.index, self.table).permute(2, 0, 1)
+        # Queries, then keys: (heads, longest + image, longest + image) -> (heads, seq, seq).
         for dim in (1, 2):
             parts = []
             if num_text:

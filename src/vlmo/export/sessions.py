@@ -46,6 +46,7 @@ class OnnxSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or _default_threads()
+        # Spinning threads would take the cores of other processes.
         if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(
@@ -88,6 +89,7 @@ class OpenVinoSession:
             "INFERENCE_NUM_THREADS": str(num_threads or _default_threads()),
         }
         if exact:
+            # OpenVINO takes bfloat16 by itself where the processor multiplies in it.
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)

@@ -156,6 +156,7 @@ def lock_folder(folder: Path, *, work: str) -> AcquireReturnProxy:
     """Lock the folder for this `work` until the context or the process ends; ValueError if another process does it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        # The system frees the lock of a process that is killed.
         return FileLock(folder / LOCK_FILE).acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"{folder}: another process is {work}; wait for it") from error
@@ -166,6 +167,7 @@ def _hidden(target: Path, suffix: str) -> Path:
 
 
 def _flush_to_disk(path: Path) -> None:
+    # Folders too: a rename is on the disk when its folder is.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

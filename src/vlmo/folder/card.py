@@ -123,9 +123,8 @@ def write_card(folder: str | Path, card: CardContent, usage: Usage | None = None
     folder = Path(folder)
     config = read_config(folder)
     uses: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    uses_in_table: dict[
-        tuple[str, str], list[str]
-    ] = {}  # entries may differ in what it does not show
+    # Entries may differ in what the table does not show.
+    uses_in_table: dict[tuple[str, str], list[str]] = {}
     for source in card.data:
         uses.setdefault((source.name, source.licences), []).append(source.use)
         shown = uses_in_table.setdefault((source.name, _terms(source.licences)), [])
@@ -175,6 +174,7 @@ def add_metrics(folder: str | Path, metrics: Sequence[EvalResult]) -> Path:
     """Add metrics to the card of a folder, replacing those of the same metric on the same split of the same data."""
     latest = {}
     for result in (*read_results(folder), *metrics):
+        # The last one with a key stays: new metrics come after those of the card.
         latest[result.metric_type, result.dataset_name, result.dataset_split] = result
     results = list(latest.values())
     section = _TEMPLATE.blocks["metrics"](_TEMPLATE.new_context(_metrics(results)))

@@ -224,12 +224,14 @@ class VLMoPairScorer(_FolderModule):
         rows = features["image_rows"]
         pixel_values = features["pixel_values"].to(model.dtype)
         tokens = features["input_ids"], features["attention_mask"]
+        # Images that pairs share are embedded once: (images, dim) -> (batch, dim).
         image_vectors = model.get_image_features(pixel_values)[rows]
         text_vectors = model.get_text_features(*tokens)
         logits = model.match(pixel_values[rows], *tokens).float()
         image_to_text, text_to_image = model.config.rerank_weights
         scores = rerank_score(
             (image_vectors * text_vectors).float().sum(dim=1),
+            # Log-odds: the softmax over two classes is a sigmoid of the difference.
             logits[:, 1] - logits[:, 0],
             weight=torch.where(features["is_text_query"], text_to_image, image_to_text),
             scale=model.contrast_head.logit_scale.float().exp(),

@@ -80,10 +80,8 @@ class VLMoProcessor(ProcessorMixin):
                 "(tokenizer.json or vocab.txt) is missing"
             )
         length = tokenizer.model_max_length
-        if (
-            length < 1 or length % PAD_MULTIPLE
-            # Padding could make a text longer than the model has positions for.
-        ):
+        # Padding could make a text longer than the model has positions for.
+        if length < 1 or length % PAD_MULTIPLE:
             raise ValueError(
                 f"max_text_length is {length}: expected a multiple of {PAD_MULTIPLE} above 0"
             )
@@ -100,6 +98,7 @@ class VLMoProcessor(ProcessorMixin):
         Arguments are those of transformers. Code in the folder is not run unless
         `trust_remote_code=True` is given.
         """
+        # transformers would ask on a terminal, and wait.
         kwargs.setdefault("trust_remote_code", False)
         return super().from_pretrained(find_model(pretrained_model_name_or_path), *args, **kwargs)
 
@@ -178,6 +177,7 @@ class VLMoProcessor(ProcessorMixin):
         if isinstance(images, (str, PathLike, Image.Image)):
             images = [images]
         if isinstance(images, (list, tuple)):
+            # Upright and on white: transformers knows neither EXIF nor transparency.
             images = [_rgb_image(image) for image in images]
         if (
             images is not None
@@ -211,6 +211,7 @@ def _rgb_image(image: object) -> object:
 
 
 def _size(image: object) -> tuple[int, int]:
+    # Pillow has width first.
     if isinstance(image, Image.Image):
         return image.size
     height, width = get_image_size(np.asarray(image))

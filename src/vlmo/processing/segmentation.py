@@ -67,9 +67,11 @@ class SegmentTrainTransform:
         """Pixel values in [-1, 1] and classes, a pure function of the arguments and the generator's state."""
         config = self.config
         side = self.crop_size
+        # The order of mmsegmentation's pipeline for ADE20K, and of the generator's numbers.
         scale = generator.uniform(*config.scale)
         size = scaled_size(image.size, short_side=config.short_side or side, scale=scale)
         image = image.resize(size, Image.Resampling.BILINEAR)
+        # Nearest: between two classes there is none.
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         left, top = self._corner(mask, generator)
         mask = mask[top : top + side, left : left + side]
@@ -113,6 +115,7 @@ def to_pixel_values(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 def scaled_size(size: tuple[int, int], *, short_side: int, scale: float = 1.0) -> tuple[int, int]:
     """Width and height with `short_side` x `scale` as the short side; a very long side is kept to four times that."""
+    # mmsegmentation's `Resize` of (2048, 512): a long side is bounded by four short ones.
     factor = min(short_side / min(size), _LONGEST * short_side / max(size)) * scale
     # Halves up, where Python takes the even neighbor.
     width, height = (max(1, math.floor(side * factor + 0.5)) for side in size)
@@ -134,6 +137,7 @@ def change_colors(
     turn = round(256 * generator.uniform(-_HUE, _HUE)) if hue else 0
     image = _map_levels(image, gain=gain if contrast_first else 1.0, shift=shift)
     if saturation or hue:
+        # Pillow's HSV has 256 levels for all three, the hue's circle among them.
         angle, colorfulness, value = image.convert("HSV").split()
         angle = angle.point([(level + turn) % 256 for level in range(256)])
         colorfulness = _map_levels(colorfulness, gain=saturation_gain)
@@ -144,5 +148,6 @@ def change_colors(
 def _map_levels(image: Image.Image, *, gain: float, shift: float = 0.0) -> Image.Image:
     if gain == 1 and shift == 0:
         return image
+    # A table of 256 entries, once for an image.
     levels = [min(255, max(0, round((level + shift) * gain))) for level in range(256)]
     return image.point(levels * len(image.getbands()))

@@ -223,6 +223,7 @@ class Evaluator:
 
     def measurements(self) -> tuple[EvalResult, ...]:
         """Return the last metrics for the card; none if nothing was measured."""
+        # Names of evaluations have the split in front; those of steps have none.
         last_step = None
         for line in read_metrics(self.run_dir):
             if any("/" in name for name in line):

@@ -84,6 +84,7 @@ def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor], *, start:
     }
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     settings = model.peft_config["default"]
+    # So that PEFT, too, finds what was trained whole.
     settings.modules_to_save = _whole(model)
     settings.inference_mode = True
     settings.save_pretrained(folder)

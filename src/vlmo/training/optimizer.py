@@ -69,6 +69,7 @@ def lr_at(step: int, *, base_lr: float, max_steps: int, config: ScheduleConfig) 
     """
     if step < config.warmup_steps:
         return base_lr * (step + 1) / config.warmup_steps
+    # max_steps may be shorter than the warm-up, in trials.
     done = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
     remaining = 1 - done if config.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
     return base_lr * (config.min_ratio + (1 - config.min_ratio) * remaining)

@@ -110,6 +110,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            # SIGTERM is a scheduler's, SIGINT Ctrl-C.
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._usual[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self

@@ -110,6 +110,7 @@ class Tracker:
         """Write the line of a step or of an evaluation; TensorBoard's names have `prefix` before them."""
         self._file.write(json.dumps({"step": step, **_for_json(values)}) + "\n")
         self._file.flush()
+        # Text and lists have no curve.
         scalars = [
             {"tag": prefix + name, "simple_value": value}
             for name, value in values.items()
