@@ -18,6 +18,7 @@ import yaml
 
 from vlmo.cli import _COMMANDS, _deferred
 from vlmo.cli.parsing import parse
+from vlmo.cli.searching import ServerAddress
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,7 +94,7 @@ def test_container_serves_icons_an_index_or_images(
         assert line.startswith(" ".join(str(folders.get(word, word)) for word in wanted.split()))
     serve = options_of(lines[-1].split())
     model = folders["MODEL"] if "model" in filled else Path("vlmo-small")
-    assert (serve["folder"], serve["host"], serve["port"]) == (model, "0.0.0.0", 8000)
+    assert (serve["folder"], serve["address"]) == (model, ServerAddress("0.0.0.0", 8000))
     assert serve["settings"].queue == (8 if "--queue" in words else 64)
 
 

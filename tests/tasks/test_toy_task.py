@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.recipes.toy_recipes import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmo.recipes import RECIPES
+from vlmo.recipes import _ENTRIES, RECIPES
 from vlmo.run import build
 from vlmo.run.estimate import estimate
 from vlmo.tasks import TASKS, Inputs, Task, TaskResult, evaluate, predict, task_of
@@ -28,7 +28,12 @@ def task() -> type[Task]:
     sys.modules["add_task"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.BrightnessTask
-    for known, name in ((TASKS, "brightness"), (RECIPES, "brightness"), (sys.modules, "add_task")):
+    for known, name in (
+        (TASKS, "brightness"),
+        (RECIPES, "brightness"),
+        (_ENTRIES, "brightness"),
+        (sys.modules, "add_task"),
+    ):
         known.pop(name)
 
 

@@ -51,8 +51,8 @@ from vlmo.folder.atomic import (
     write_file,
     write_folder,
 )
+from vlmo.training.config import ParamGroup
 from vlmo.training.errors import TrainingError
-from vlmo.training.optimizer import ParamGroup
 from vlmo.training.parallel import longest_wait
 
 logger = logging.getLogger(__name__)

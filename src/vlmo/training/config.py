@@ -1,8 +1,10 @@
 """Settings of the training loop, its engine, and adapters."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+ParamGroup = dict[str, Any]
+"""Parameters of an optimizer that share their settings, as PyTorch has it."""
 Precision = Literal["float32", "bf16"]
 
 LORA_LAYERS = {"qkv": r"qkv\.\w+", "projection": r"projection\.\w+", "fc1": "fc1", "fc2": "fc2"}

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
+from vlmo.training.config import ParamGroup
 from vlmo.training.engine import multiplies_in_bf16
-from vlmo.training.optimizer import ParamGroup
 from vlmo.training.parallel import from_main
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-ParamGroup = dict[str, Any]
-"""Parameters of an optimizer that share their settings, as PyTorch has it."""
+from vlmo.training.config import ParamGroup
 
 
 @dataclass(frozen=True)
