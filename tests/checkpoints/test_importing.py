@@ -280,10 +280,7 @@ MUTATED: dict[str, tuple[Callable[[], dict[str, Tensor]], dict[str, object]]] = 
         lambda: random_checkpoint(ABSOLUTE, "pooler", "itc"),
         {"num_attention_heads": 5},
     ),
-    "beit": (
-        lambda: published_keys(random_beit(BeitForMaskedImageModeling)),
-        {"vocabulary": None},
-    ),
+    "beit": (lambda: published_keys(random_beit(BeitForMaskedImageModeling)), {"vocabulary": None}),
     "beit_absolute": (
         lambda: published_keys(random_beit(BeitForMaskedImageModeling, **ABSOLUTE_POSITIONS)),
         {"vocabulary": None, "num_attention_heads": HEADS},

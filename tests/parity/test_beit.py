@@ -37,11 +37,7 @@ ABSOLUTE_POSITIONS = {
 }
 SETTINGS = pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        SHARED_TABLE,
-        {"layer_scale_init_value": 0.0},
-    ],
+    [{}, SHARED_TABLE, {"layer_scale_init_value": 0.0}],
     ids=["own_tables", "shared_table", "no_layer_scale"],
 )
 OLD_NAMES = {  # in this order

@@ -125,10 +125,7 @@ def test_retrieval_can_be_scored_again_from_its_rows(folders, sources):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "words"),
-    [
-        ("retrieval", {"rerank_weight": 1.5}, "rerank_weight"),
-    ],
+    ("task", "options", "words"), [("retrieval", {"rerank_weight": 1.5}, "rerank_weight")]
 )
 def test_options_of_other_tasks_are_refused(task, options, words, folders, sources):
     with pytest.raises(ValueError, match=words):
