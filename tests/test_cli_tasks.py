@@ -193,8 +193,7 @@ def test_predict_gives_json(folders, picture, capsys, tmp_path):
             "--json",
         ]
     )
-    rows = json.loads(capsys.readouterr().out)
-    assert rows[0].keys() == {"prediction", "confidence"}
+    assert json.loads(capsys.readouterr().out)[0].keys() == {"prediction", "confidence"}
     main(
         [
             "predict",

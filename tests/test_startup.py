@@ -132,8 +132,7 @@ TRAINING = (
 def test_small_index_is_searched_without_what_trains_and_builds(tmp_path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     main(["index", SMALL, str(tmp_path / "red.png"), "--out", str(tmp_path / "index")])
-    shown = run(SEARCH.replace("HEAVY", repr(TRAINING)), tmp_path / "index")
-    assert json.loads(shown)["hits"]
+    assert json.loads(run(SEARCH.replace("HEAVY", repr(TRAINING)), tmp_path / "index"))["hits"]
 
 
 USES = (

@@ -59,5 +59,4 @@ def test_commands_run(place, monkeypatch, capsys):
     for name in ("found.png", "like.png"):
         with Image.open(name) as drawn:
             assert drawn.width > 500
-    config = json.loads(Path("runs/mine/model/config.json").read_text())
-    assert config["rerank_weight"] <= 1
+    assert json.loads(Path("runs/mine/model/config.json").read_text())["rerank_weight"] <= 1

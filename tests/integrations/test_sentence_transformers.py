@@ -277,8 +277,7 @@ def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_p
 
 def test_image_of_many_pairs_is_prepared_once(scorer, ours):
     picture = drawings()[4]
-    features = scorer.preprocess([(text, picture) for text in TEXTS])
-    assert features["pixel_values"].shape[0] == 1
+    assert scorer.preprocess([(text, picture) for text in TEXTS])["pixel_values"].shape[0] == 1
     ranking = scorer.rank(picture, TEXTS)
     expected = pair_scores(ours, [picture] * len(TEXTS), TEXTS)
     scores = {entry["corpus_id"]: entry["score"] for entry in ranking}

@@ -47,8 +47,7 @@ def test_example_trains_evaluates_and_writes_a_model_folder(task, tmp_path, caps
     monkeypatch.setitem(TASKS, "segmentation", partial(SegmentationTask, channels=8))
     with few_rows(64):
         main([*SHORT, "--task", task, "--data", data, "--output-dir", str(tmp_path)])
-    measured = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
-    assert measured["eval_loss"] > 0
+    assert ast.literal_eval(capsys.readouterr().out.splitlines()[-1])["eval_loss"] > 0
     assert AutoConfig.from_pretrained(tmp_path).architectures == [CLASSES[task]]
     _, report = getattr(vlmo, CLASSES[task]).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]

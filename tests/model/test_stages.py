@@ -96,8 +96,7 @@ def test_report_names_every_tensor_once_and_lists_what_was_not_simply_loaded(tmp
     report = start_from(model, tmp_path)
     of_the_model = [*report.loaded, *report.resized, *report.filled, *report.missing]
     assert sorted(of_the_model) == sorted(model.state_dict())
-    of_the_folder = [*report.loaded, *report.resized, *report.unused]
-    assert sorted(of_the_folder) == sorted(source.state_dict())
+    assert sorted([*report.loaded, *report.resized, *report.unused]) == sorted(source.state_dict())
     lines = report.lines()
     assert lines[0] == f"{len(report.loaded)} tensors loaded"
     assert "resized: vlmo.position_bias.table" in lines

@@ -164,8 +164,7 @@ def test_stages_train_on_published_tokens_by_name(weights, pictures, tmp_path, m
     )
     assert isinstance(trainer.objective.tokenizer, VQKDVisualTokenizer)
     assert trainer.objective.model.config.num_visual_tokens == CODES
-    result = trainer.fit()
-    assert result.status == "finished"
+    assert trainer.fit().status == "finished"
     assert "BEiT-2" in (tmp_path / "cache" / "models" / NAME / "README.md").read_text()
 
 

@@ -100,8 +100,7 @@ def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys)
     assert read_data(run / "model")[0].name == "photos"
     if write is captions:
         assert read_data(run / "model")[0].licences == ("mine",)
-    recipe = json.loads((run / "recipe.json").read_text())
-    assert recipe["schedule"]["warmup_steps"] == 0
+    assert json.loads((run / "recipe.json").read_text())["schedule"]["warmup_steps"] == 0
 
 
 def test_captions_are_trained_on_request(tmp_path) -> None:

@@ -94,8 +94,7 @@ def test_either_process_killed_in_a_step_or_a_save_leaves_a_run_that_ends_with_t
         assert not (folder / "run" / "model").exists()
     group = start(folder)
     assert group.codes(within_s=SOON_S) == [0, 0], group.output(0)
-    whole = start(tmp_path / "whole")
-    assert whole.codes(within_s=SOON_S) == [0, 0]
+    assert start(tmp_path / "whole").codes(within_s=SOON_S) == [0, 0]
     assert curve(folder / "run") == curve(tmp_path / "whole" / "run")
     assert is_same(model(folder), model(tmp_path / "whole"))
 
