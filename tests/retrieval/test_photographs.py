@@ -19,6 +19,7 @@ from tests.toy_heic import heic
 
 from vlmo.retrieval import Index, PhotoFilter, Searcher, metadata
 from vlmo.retrieval import index as index_module
+from vlmo.retrieval.filters import photos_passing
 from vlmo.retrieval.index import MAX_BYTES
 
 PHOTO = ("taken", "taken_from", "latitude", "longitude", "camera", "album", "title")
@@ -205,7 +206,7 @@ def test_distances_are_those_between_vectors_of_the_sphere():
         (12.5, 179.9, 3000),
         (0, 0, 12_000),
     ):
-        found = PhotoFilter(near=f"{north},{east},{km}km").passing(table)
+        found = photos_passing(PhotoFilter(near=f"{north},{east},{km}km"), table)
         cosine = on_sphere(degrees) @ on_sphere(np.array([[north, east]]))[0]
         assert found.tolist() == [*(cosine >= math.cos(km / 6371.0088)), False]
 
@@ -215,7 +216,9 @@ def test_albums_match_however_their_accents_are_written():
         {"album": [unicodedata.normalize(form, "Café/Été") for form in ("NFC", "NFD")] + [None]}
     )
     for form in ("NFC", "NFD"):
-        assert PhotoFilter(album=unicodedata.normalize(form, "été")).passing(table).tolist() == [
+        assert photos_passing(
+            PhotoFilter(album=unicodedata.normalize(form, "été")), table
+        ).tolist() == [
             True,
             True,
             False,

@@ -28,6 +28,7 @@ from vlmo.checkpoints.layout import (
     printable,
 )
 from vlmo.checkpoints.loading import check_model_folder, read_labels, read_state_dict
+from vlmo.checkpoints.options import ImportOptions
 from vlmo.folder import read_config, read_json
 from vlmo.folder.atomic import write_file, write_folder
 from vlmo.folder.card import CardContent, Usage, write_card
@@ -63,51 +64,44 @@ def import_checkpoint(
     path: str | Path,
     out: str | Path,
     *,
-    image_size: int | None = None,
-    text_length: int | None = None,
-    num_attention_heads: int | None = None,
-    vocabulary: str | Path | None = None,
-    labels: str | Path | None = None,
-    imagenet_pixels: bool = False,
     address: str = "",
     licence: str | None = None,
     usage_of: Callable[[Path], Usage | None] = lambda _: None,
+    **options: Any,
 ) -> Conversion:
     """Write a published checkpoint as the model folder `out`, in one atomic write; return what it became.
 
     Args:
         path: A torch or safetensors file, or a folder with `config.json` and weights.
         out: Must not exist, or be an empty folder.
-        image_size: Pixels; position tables are resized to it.
-        text_length: Longest text in tokens, a multiple of 8; by default that of the file.
-        num_attention_heads: Where the tensors do not tell it.
-        vocabulary: BERT's `vocab.txt` (by default that of the model hub) or a folder with it; BEiT-3's SentencePiece.
-        labels: File with the names of answers or classes; see `read_labels`.
-        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation, whatever its
-            `preprocessor_config.json` says; known of BEiT and BEiT-2 by the file's name (`..._pt1k...`) and of
-            BEiT-3's classifiers of images.
         address: Origin of the file, for the model card, as is the `licence` of its weights.
         usage_of: Gives purpose and code of a folder's model for its card, such as `vlmo.tasks.usage_of`.
+        options: Those of `ImportOptions`.
 
     Raises:
         ValueError: The file, or what was asked, cannot be used; nothing has been written.
     """
     path = Path(path)
     out = Path(out).absolute()
+    asked = ImportOptions(**options)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no empty folder; give the name of a new folder")
     state_dict = read_state_dict(path)
     config = read_config(path) if (path / "config.json").is_file() else {}
     try:
         # Settings first, then weights: all that can be refused is refused before memory is taken.
-        conversion = _convert(state_dict, config, num_attention_heads=num_attention_heads)
-        _resize_images(conversion, image_size)
-        _fit_text(conversion, text_length, has_vocabulary=vocabulary is not None)
-        processor = _make_processor(conversion, vocabulary)
-        if labels is None:
-            _note_unnamed_classes(conversion)
+        conversion = _convert(state_dict, config, num_attention_heads=asked.num_attention_heads)
+        _resize_images(conversion, asked.image_size)
+        _fit_text(conversion, asked.text_length, has_vocabulary=asked.vocabulary is not None)
+        processor = _make_processor(conversion, asked.vocabulary)
+        class_names = conversion.config.id2label or {}
+        is_unnamed = conversion.model_class in _CLASSIFIERS and "LABEL_0" in class_names.values()
+        if is_unnamed and asked.labels is None:
+            conversion.notes.append(
+                f"its {len(class_names)} classes are called LABEL_0 and on; --labels names them"
+            )
         model = _build(conversion)
-        _fold_pixels(model, conversion, path, imagenet_pixels=imagenet_pixels)
+        _fold_pixels(model, conversion, path, imagenet_pixels=asked.imagenet_pixels)
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     except _UNFORESEEN as problem:
@@ -118,8 +112,8 @@ def import_checkpoint(
     with write_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        if labels is not None:
-            name_labels(partial, labels)
+        if asked.labels is not None:
+            name_labels(partial, asked.labels)
         card = _card(conversion, path.name, address=address, licence=licence)
         write_card(partial, card, usage_of(partial))
         readable = partial.stat().st_mode & 0o666
@@ -127,14 +121,6 @@ def import_checkpoint(
         for file in partial.iterdir():
             file.chmod(file.stat().st_mode | readable)
     return conversion
-
-
-def _note_unnamed_classes(conversion: Conversion) -> None:
-    class_names = conversion.config.id2label or {}
-    if conversion.model_class in _CLASSIFIERS and "LABEL_0" in class_names.values():
-        conversion.notes.append(
-            f"its {len(class_names)} classes are called LABEL_0 and on; --labels names them"
-        )
 
 
 def _card(

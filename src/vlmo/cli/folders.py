@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from vlmo.checkpoints.options import ImportOptions
 from vlmo.cli.parsing import ModelFolder
 from vlmo.lazy import need_package
 from vlmo.released import find_model, missing_model
@@ -61,33 +62,18 @@ def import_(
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     out: tyro.conf.Positional[Path],
     *,
-    image_size: int | None = None,
-    text_length: int | None = None,
-    num_attention_heads: int | None = None,
-    vocabulary: Path | None = None,
-    labels: Path | None = None,
-    imagenet_pixels: bool = False,
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")] = ImportOptions(),  # noqa: B008
 ) -> None:
     """Convert published weights to a model folder: vlmo import FILE OUT [--image-size N] [--vocabulary PATH].
 
     Args:
         path: Checkpoint of VLMo, BEiT or BEiT-3 (.pt, .pth, .safetensors), or a folder with config.json and weights.
         out: New model folder.
-        image_size: Pixels of an image's side; position tables are resized to it.
-        text_length: Longest text in tokens, a multiple of 8; by default that of the file.
-        num_attention_heads: For tensors that do not tell it.
-        vocabulary: BERT's vocab.txt or a folder with it, by default from the model hub; for BEiT-3 its SentencePiece
-            file.
-        labels: Names of the answers or classes: a JSON list, JSON lines, one a line, or a prepared set.
-        imagenet_pixels: The file takes pixels normalized by ImageNet's mean and deviation; by default as
-            published files and folders need it.
     """
-    # The arguments alone: no other name is bound yet.
-    options = dict(locals())
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
 
-    report = import_checkpoint(**options, usage_of=usage_of)
+    report = import_checkpoint(path, out, usage_of=usage_of, **vars(options))
     say(*report.lines(), f"model folder {out}")
 
 

@@ -23,7 +23,7 @@ from tyro.constructors import (
 )
 
 if TYPE_CHECKING:
-    from vlmo.retrieval import Encoder
+    from vlmo.retrieval import Encoder, Index
 
 ModelFolder = Annotated[
     Path,
@@ -43,13 +43,16 @@ Device = Annotated[
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Options of an `Encoder`."""
+    """Options of an `Encoder`.
+
+    Attributes:
+        engine: PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. By
+            default PyTorch, and for int8 the faster of the other two that is installed.
+        precision: int8 is for the engines onnx and openvino (docs/engines.md).
+    """
 
     engine: Literal["torch", "onnx", "openvino"] | None = None
-    """PyTorch, or ONNX Runtime or OpenVINO on the CPU, whose first use exports the model into the cache. By default
-    PyTorch, and for int8 the faster of the other two that is installed."""
     precision: Literal["float32", "int8"] = "float32"
-    """int8 is for the engines onnx and openvino (docs/engines.md)."""
     device: Device = None
 
     def __post_init__(self) -> None:
@@ -67,7 +70,27 @@ class EngineOptions:
         return Encoder(folder, engine=self.engine, precision=self.precision, device=self.device)
 
 
+@dataclass(frozen=True)
+class IndexEngineOptions(EngineOptions):
+    """Options of the `Encoder` of an index.
+
+    Attributes:
+        model: Model folder; by default the one that the index was made with.
+    """
+
+    model: Path | None = None
+
+    def encoder_of(self, index: Index) -> Encoder:
+        """Return the encoder; ValueError if the folder that the index was made with is gone."""
+        if self.model is None and not Path(index.model_folder).is_dir():
+            raise ValueError(
+                f"the model of this index was in {index.model_folder}, which is gone; give --model with its folder"
+            )
+        return self.encoder(self.model or index.model_folder)
+
+
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
+IndexEngines = Annotated[IndexEngineOptions, tyro.conf.arg(name="")]
 
 
 # Options as people type them, and ours for the same; of several, the first that the command has.

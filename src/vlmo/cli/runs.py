@@ -37,20 +37,23 @@ _COMMON_HELP = (
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of a run, and the recipe that it follows."""
+    """Options of a run, and the recipe that it follows.
+
+    Attributes:
+        run_dir: Run folder; a run that was interrupted goes on where it was.
+        dry_run: Only say what the run will need: memory and operations.
+        processes: With dry_run: number of processes.
+        hang_seconds: With several processes: after how long without progress in a step a process prints its stacks and
+            ends. Reading the data, an evaluation and a save may take four times as long.
+    """
 
     recipe: Annotated[Any, tyro.conf.arg(name="")]
     run_dir: Path
-    """Run folder; a run that was interrupted goes on where it was."""
     device: Device = None
     dry_run: bool = False
-    """Only say what the run will need: memory and operations."""
     processes: int = 1
-    """With dry_run: number of processes."""
     # The same as vlmo.training.parallel.HANG_SECONDS, which lies beside torch.
     hang_seconds: float = 1800.0
-    """With several processes: after how long without progress in a step a process prints its stacks and ends. Reading
-    the data, an evaluation and a save may take four times as long."""
 
 
 def quickstart(

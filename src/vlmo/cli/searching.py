@@ -9,16 +9,24 @@ import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from vlmo.cli.parsing import EngineOptions, Engines, ModelFolder, check_given, check_new_file
+from vlmo.cli.parsing import (
+    EngineOptions,
+    Engines,
+    IndexEngineOptions,
+    IndexEngines,
+    ModelFolder,
+    check_given,
+    check_new_file,
+)
 from vlmo.lazy import install_command
 from vlmo.released import SMALL, find_model
 from vlmo.released.published import MODELS, VOCABULARIES
-from vlmo.retrieval.options import IndexOptions
+from vlmo.retrieval.options import IndexOptions, SearchOptions
 from vlmo.serving.settings import Settings
 from vlmo.terminal import say, say_json, without_controls
 
@@ -32,12 +40,17 @@ _RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds)
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Address that a server listens on."""
+    """Address that a server listens on, and key of its clients.
+
+    Attributes:
+        host: Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do.
+        port: 0: any that is free; the log says which.
+        api_key_file: File with the key that clients must send; by default the environment's VLMO_API_KEY, or none.
+    """
 
     host: str = "127.0.0.1"
-    """Address to listen on; by default only this machine reaches it. 0.0.0.0: all that do."""
     port: int = 8000
-    """0: any that is free; the log says which."""
+    api_key_file: Path | None = None
 
 
 Address = Annotated[ServerAddress, tyro.conf.arg(name="")]
@@ -123,20 +136,10 @@ def search(
     query: tyro.conf.Positional[str] = "",
     parts: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
-    model: Path | None = None,
-    top: int = 10,
-    rerank: int | None = None,
-    weight: Annotated[float | None, tyro.conf.arg(name="rerank-weight")] = None,
-    where: str | None = None,
-    since: Annotated[str | None, tyro.conf.arg(name="from")] = None,
-    until: Annotated[str | None, tyro.conf.arg(name="to")] = None,
-    near: str | None = None,
-    album: str | None = None,
-    sort: Literal["date"] | None = None,
-    mode: Literal["auto", "vectors", "words", "hybrid"] = "auto",
+    options: Annotated[SearchOptions, tyro.conf.arg(name="")] = SearchOptions(),  # noqa: B008
     json: bool = False,
     sheet: Path | None = None,
-    engines: Engines = EngineOptions(),  # noqa: B008
+    engines: IndexEngines = IndexEngineOptions(),  # noqa: B008
 ) -> None:
     """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] ["+at night" "-0.5*people"].
 
@@ -144,19 +147,6 @@ def search(
         folder: Folder of the index.
         query: Words, or the file of an image; left out with --sort date, which lists all images then.
         parts: More words, or files of images, to add (+) or subtract (-), maybe with a weight and a * before them.
-        model: Model folder; by default the one that the index was made with.
-        top: Images that are shown.
-        rerank: Most candidates that the fusion encoder scores, 0 for none; by default 32 for texts of as many words as
-            the model's `rerank_min_words`, if it can.
-        weight: Share of its score in the order, 0 to 1; by default the model's.
-        where: Filter in SQL over the columns of metadata, such as "year > 2000 and kind = 'cat'".
-        since: First date of photographs: 2021, 2021-06 or 2021-06-14.
-        until: Last date; all of that year, month or day counts.
-        near: Place and distance: LATITUDE,LONGITUDE,20km.
-        album: Folder that the files are in, or below.
-        sort: date: the newest first, instead of the best.
-        mode: By vectors, by words in captions, file names, albums and images, or by both (hybrid); auto: by both where
-            images have all words of the query.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
     """
@@ -165,27 +155,11 @@ def search(
     check_new_file(sheet, option="--sheet", suffix=".png")
     image = image_named(query, must_exist=True) if query else None
     weighted_parts = [_read_part(part) for part in parts]
-    from vlmo.retrieval import Index, PhotoFilter, Searcher
+    from vlmo.retrieval import Index, Searcher
 
-    # Checked before the model is loaded.
-    photos = PhotoFilter(since=since, until=until, near=near, album=album)
     index = Index(folder)
-    if model is None and not Path(index.model_folder).is_dir():
-        raise ValueError(
-            f"the model of this index was in {index.model_folder}, which is gone; give --model with its folder"
-        )
-    searcher = Searcher(engines.encoder(model or index.model_folder), index)
-    result = searcher.search(
-        image or query or None,
-        parts=weighted_parts,
-        top=top,
-        rerank=rerank,
-        weight=weight,
-        where=where,
-        photos=photos,
-        sort=sort,
-        mode=mode,
-    )
+    searcher = Searcher(engines.encoder_of(index), index)
+    result = searcher.search(image or query or None, parts=weighted_parts, **vars(options))
     query = " ".join([query, *(part.strip() for part in parts)])
     # Printed before the images are drawn, which may fail.
     _show_result(query, result, is_json=json)
@@ -213,16 +187,14 @@ def map_(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
     *,
     out: Path,
-    model: Path | None = None,
     images: int = 2000,
-    engines: Engines = EngineOptions(),  # noqa: B008
+    engines: IndexEngines = IndexEngineOptions(),  # noqa: B008
 ) -> None:
     """Draw a map of an index, on which images that look alike lie close: vlmo map INDEX --out map.html.
 
     Args:
         folder: Folder of the index.
         out: New .html file, which needs nothing else.
-        model: Model folder, which names the groups; by default the one that the index was made with.
         images: Images on the map, at most, taken evenly.
     """
     check_new_file(out, option="--out", suffix=".html")
@@ -230,7 +202,7 @@ def map_(
     from vlmo.retrieval.map import draw_map, write_map
 
     index = Index(folder)
-    encoder = engines.encoder(model or index.model_folder)
+    encoder = engines.encoder_of(index)
     with _STDERR.status("") as status:
         drawn = draw_map(encoder, index, most=images, on_step=status.update)
     write_map(drawn, out)
@@ -246,7 +218,6 @@ def serve(
     address: Address = ServerAddress(),
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008
-    api_key_file: Path | None = None,
 ) -> None:
     """Serve a model over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER].
 
@@ -254,7 +225,6 @@ def serve(
         index: Index that vlmo index has made with this model; without it nothing is searched.
         vqa: Folder of another model, which answers questions about images.
         captioning: Folder of another model, which describes images.
-        api_key_file: File with the key that clients must send; by default the environment's VLMO_API_KEY, or none.
     """
     folder = Path(find_model(folder))
     check_given([index], expected="an index that vlmo index has made")
@@ -262,7 +232,7 @@ def serve(
     from vlmo.serving.server import bind, read_key
     from vlmo.serving.server import serve as run
 
-    settings = replace(settings, api_key=read_key(api_key_file))
+    settings = replace(settings, api_key=read_key(address.api_key_file))
     with bind(address.host, address.port) as bound:
         parts = load_parts(
             folder,
@@ -288,8 +258,6 @@ def photos(
 ) -> None:
     """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
 
-    The environment's VLMO_API_KEY may hold a key that clients must send.
-
     Args:
         folder: Folder with photographs, also in folders below it.
         model: A name that vlmo models lists, or a model folder.
@@ -303,7 +271,7 @@ def photos(
     from vlmo.serving.photos import serve_photos
     from vlmo.serving.server import bind, read_key
 
-    settings = Settings(api_key=read_key(None))
+    settings = Settings(api_key=read_key(address.api_key_file))
     with bind(address.host, address.port) as bound:
         encoder = engines.encoder(_find_or_explain(model))
         index = (index or _cached_index(folder, encoder)).expanduser()

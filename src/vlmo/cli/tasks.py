@@ -23,31 +23,37 @@ _Images = tyro.conf.Positional[tuple[Path, ...]]
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """Task and rows that a model is measured on."""
+    """Task and rows that a model is measured on.
+
+    Attributes:
+        task: retrieval, vqa, nlvr2, classification, segmentation or captioning; by default the model's.
+        data: A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs.
+        split: Part of the data; by default test, and to choose the weight validation.
+        limit: Read the first rows only.
+        batch_size: Rows that go through the model at a time; by default the task's.
+    """
 
     task: str | None = None
-    """retrieval, vqa, nlvr2, classification, segmentation or captioning; by default the model's."""
     data: str | None = None
-    """A built-in name or a path (docs/data.md), such as a folder of vlmo data prepare; retrieval: emoji-pairs."""
     split: str | None = None
-    """Part of the data; by default test, and to choose the weight validation."""
     limit: int | None = None
-    """Read the first rows only."""
     batch_size: int | None = None
-    """Rows that go through the model at a time; by default the task's."""
 
 
 @dataclass(frozen=True)
 class RerankOptions:
-    """Share of the fusion encoder in the order of candidates."""
+    """Share of the fusion encoder in the order of candidates.
+
+    Attributes:
+        rerank: retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out).
+        rerank_weight: retrieval: share of the matching score in the new order, 0 to 1; by default the model's.
+        choose_rerank_weight: retrieval: measure recall by weight on a split that was neither trained on nor is measured
+            on afterwards, and keep the best of each direction in config.json.
+    """
 
     rerank: int | None = None
-    """retrieval: candidates of each query that the fusion encoder reorders (16; 0 leaves it out)."""
     rerank_weight: float | None = None
-    """retrieval: share of the matching score in the new order, 0 to 1; by default the model's."""
     choose_rerank_weight: bool = False
-    """retrieval: measure recall by weight on a split that was neither trained on nor is measured on afterwards, and
-    keep the best of each direction in config.json."""
 
     def __post_init__(self) -> None:
         """Raise ValueError before the data are read."""
@@ -59,15 +65,18 @@ class RerankOptions:
 
 @dataclass(frozen=True)
 class ResultOptions:
-    """Files that a measurement writes."""
+    """Files that a measurement writes.
+
+    Attributes:
+        submission: vqa: write the file that the evaluation server takes instead of measuring.
+        out: JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or
+            here if the model was given by a name.
+        write_card: Put the metrics into the folder's README.md.
+    """
 
     submission: Path | None = None
-    """vqa: write the file that the evaluation server takes instead of measuring."""
     out: Path | None = None
-    """JSON file for metrics and predictions; by default evaluation_TASK_DATA_SPLIT.json in the model folder, or here
-    if the model was given by a name."""
     write_card: bool = False
-    """Put the metrics into the folder's README.md."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a file that cannot be written."""

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from vlmo.retrieval.building import BuildReport as BuildReport
     from vlmo.retrieval.building import build_index as build_index
     from vlmo.retrieval.encoder import Encoder as Encoder
-    from vlmo.retrieval.filters import PhotoFilter as PhotoFilter
     from vlmo.retrieval.hits import Hit as Hit
     from vlmo.retrieval.index import Index as Index
+    from vlmo.retrieval.options import PhotoFilter as PhotoFilter
     from vlmo.retrieval.search import Searcher as Searcher
     from vlmo.retrieval.search import SearchResult as SearchResult
 

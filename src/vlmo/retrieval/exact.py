@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Float32, Int64
 
-from vlmo.retrieval.filters import PhotoFilter
+from vlmo.retrieval.filters import photos_passing
 from vlmo.retrieval.hits import Ranking
+from vlmo.retrieval.options import PhotoFilter
 from vlmo.retrieval.words import OwnWords, Rows, join_rows
 
 _GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
@@ -99,7 +100,7 @@ class ExactImages:
 
     def passing(self, photos: PhotoFilter, ids: pa.Array | None) -> Bool[np.ndarray, " image"]:
         """Return which images meet conditions of photographs, and are among some ids."""
-        passed = photos.passing(self.table)
+        passed = photos_passing(photos, self.table)
         if ids is not None:
             passed &= np.asarray(pc.is_in(self.table["id"], value_set=ids))
         return passed

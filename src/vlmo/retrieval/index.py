@@ -21,19 +21,19 @@ from vlmo.retrieval.exact import ExactImages, is_dated
 from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, read_facts
 from vlmo.retrieval.filters import (
     PHOTO_COLUMNS,
-    PhotoFilter,
     check_filter,
     filter_error,
     is_filter_error,
+    photo_columns,
 )
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking, hit_of
 from vlmo.retrieval.in_memory import FILE, CodedImages, MemoryVectors, has_faiss
+from vlmo.retrieval.options import MAX_TOP, PhotoFilter
 from vlmo.retrieval.skipped import read_skipped
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
 from vlmo.retrieval.words import ImageRow, Rows, found_share
 
-MAX_TOP = 10_000
 MAX_BYTES = 2**29
 """If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
 _LOGGER = logging.getLogger(__name__)
@@ -62,6 +62,10 @@ class IndexQuery(NamedTuple):
     photos: PhotoFilter = PhotoFilter()
     words: Sequence[str] | None = None
     every_word: bool = False
+
+
+class MissingImageError(ValueError):
+    """No image of the index has this id."""
 
 
 class _Memory(NamedTuple):
@@ -120,12 +124,6 @@ class Index:
     def dim(self) -> int:
         """Size of a vector."""
         return self._facts.model["dim"]
-
-    @property
-    def _search(self) -> Approximate | None:
-        """Parameters of the approximate index, if there is one."""
-        approximate = self._facts.approximate
-        return None if approximate is None else Approximate(**approximate["search"])
 
     @property
     def complete(self) -> bool:
@@ -189,7 +187,7 @@ class Index:
             query = query._replace(photos=photos)
         self._check(query)
         memory = None
-        if self._memory is not None or query.photos.columns:
+        if self._memory is not None or photo_columns(query.photos):
             memory = self._current_memory()
         self._read_changed()
         try:
@@ -206,7 +204,7 @@ class Index:
         exact = None if memory is None else memory.exact
         if query.words is not None and query.vector is not None:
             return self._rank_by_words(query, query.vector, exact)
-        if query.vector is None or query.photos.columns or exact is not None:
+        if query.vector is None or photo_columns(query.photos) or exact is not None:
             return self._rank_exactly(query, exact)
         if memory is not None and memory.coded is not None and query.where is None:
             ranking = memory.coded.nearest(query.vector, top=query.top)
@@ -232,7 +230,9 @@ class Index:
 
     def _rank_stored(self, query: IndexQuery, vector: Float32[np.ndarray, " dim"]) -> Ranking:
         """Compare images on the disk, by the approximate index if there is one and no filter."""
-        search = self._search if query.where is None else None
+        search = None
+        if query.where is None and self._facts.approximate is not None:
+            search = Approximate(**self._facts.approximate["search"])
         columns = self._visible()
         rows = self._store.nearest(
             vector, top=query.top, columns=columns, where=query.where, search=search
@@ -294,12 +294,12 @@ class Index:
             raise ValueError(
                 "the index knows no words: an earlier version made it; run vlmo index again"
             )
-        if query.where is None and not query.photos.columns:
+        if query.where is None and not photo_columns(query.photos):
             return
         columns = self.columns
         if query.where is not None:
             check_filter(query.where, columns=[*FILTERED, *columns])
-        for name in query.photos.columns:
+        for name in photo_columns(query.photos):
             if columns.get(name) != PHOTO_COLUMNS[name]:
                 reason = f"this index has no column {name} of a {PHOTO_COLUMNS[name]}; run vlmo index again over files"
                 raise filter_error(name, reason, columns=[*FILTERED, *columns])
@@ -460,7 +460,7 @@ class Index:
     def _row(self, id: str, columns: list[str]) -> ImageRow:  # noqa: A002
         for row in self._rows([id], columns):
             return row
-        raise ValueError(f"{self.folder}: no image has the id {id!r}")
+        raise MissingImageError(f"{self.folder}: no image has the id {id!r}")
 
 
 def _load(row: ImageRow | None, id: str, *, least: int = MAX_PIXELS) -> Image.Image:  # noqa: A002

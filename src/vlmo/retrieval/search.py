@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,11 +20,11 @@ from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
 from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.retrieval.encoder import Encoder
-from vlmo.retrieval.filters import PhotoFilter
 from vlmo.retrieval.fusion import fuse_ranks
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking
-from vlmo.retrieval.index import MAX_TOP, Index, IndexQuery
-from vlmo.retrieval.words import Mode, query_words
+from vlmo.retrieval.index import Index, IndexQuery
+from vlmo.retrieval.options import SearchOptions
+from vlmo.retrieval.words import query_words
 
 TEXTS = "texts"
 IMAGES = "images"
@@ -32,7 +32,6 @@ TOKENS = "tokens"
 PAIRS = "pairs"
 INDEX = "index"
 LOAD = "load"
-STORED = "stored"
 STEP = 8
 """Candidates that are reranked first, and then at a time, at most."""
 _FUSED = 100
@@ -44,45 +43,6 @@ algorithm")."""
 _NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
 _PIXEL_BYTES = 2**28
 """Limit of the images that are kept as the model takes them, those that were reranked last."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """Options of a search, the same in Python, on the command line and over HTTP.
-
-    Attributes:
-        top: Number of results.
-        rerank: Most candidates that the fusion encoder scores, for single texts only; 0: none. None:
-            `SEARCH_RERANK`, but none for other queries, texts of fewer words than the model's
-            `rerank_min_words`, and models without a matching head.
-        weight: Share of the match score, 0 to 1; None: the share in the model's configuration.
-        where: A filter in SQL over the columns of metadata.
-        photos: A filter by date, place and album.
-        sort: "date": the best are sorted by date, the newest first.
-        mode: "vectors"; "words": only images whose captions, file names, albums or texts in them have a
-            word of the text; "hybrid": the order by the model and that by words, fused by reciprocal
-            ranks; "auto": the same, where only images that have all words are found by words.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    top: int = 10
-    rerank: int | None = None
-    weight: float | None = None
-    where: str | None = None
-    photos: PhotoFilter = field(default_factory=PhotoFilter)
-    sort: Literal["date"] | None = None
-    mode: Mode = "auto"
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("top", self.top, 1), ("rerank", self.rerank or 0, 0)):
-            if not least <= value <= MAX_TOP:
-                raise ValueError(f"{name} is {value}; give a number from {least} to {MAX_TOP}")
-        if self.weight is not None and not 0 <= self.weight <= 1:
-            raise ValueError(
-                f"weight is {self.weight}; give the share of the match score, from 0 to 1"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +73,18 @@ class SearchQuery:
     @property
     def texts(self) -> list[tuple[str, float]]:
         """All texts with their weights."""
-        first = [] if self.text is None else [(self.text, 1.0)]
-        return first + [(part, weight) for part, weight in self.parts if isinstance(part, str)]
+        texts = [(part, weight) for part, weight in self.parts if isinstance(part, str)]
+        if self.text is not None:
+            texts.insert(0, (self.text, 1.0))
+        return texts
 
     @property
     def images(self) -> list[tuple[Pixels, float]]:
         """All images with their weights."""
-        first = [] if self.pixels is None else [(self.pixels, 1.0)]
-        return first + [(part, weight) for part, weight in self.parts if not isinstance(part, str)]
+        images = [(part, weight) for part, weight in self.parts if not isinstance(part, str)]
+        if self.pixels is not None:
+            images.insert(0, (self.pixels, 1.0))
+        return images
 
 
 @dataclass(frozen=True)
@@ -173,8 +137,7 @@ class SearchResult:
 
 Work: TypeAlias = dict[str, list[Any]]
 """Rows for the encoder's functions by kind: `TEXTS`, `IMAGES` (as pixels), `TOKENS`, `PAIRS` (of pixels and
-text); ids of images whose vectors are in the index (`STORED`); or functions to call, which ask the index
-(`INDEX`), or read and resize an image (`LOAD`)."""
+text); or functions to call, which ask the index (`INDEX`), or read and resize an image (`LOAD`)."""
 Results: TypeAlias = Mapping[str, Sequence[Any] | np.ndarray]
 """Results of the rows of a `Work`, in their order."""
 Steps: TypeAlias = Generator[Work, Results, SearchResult]
@@ -232,13 +195,15 @@ class Searcher:
                 )
         # Images are decoded and resized in the caller's thread, before the model is waited for.
         search_query = SearchQuery(
-            text=query if isinstance(query, str) else None,
-            pixels=None if query is None or isinstance(query, str) else self._open_pixels(query),
             parts=[
                 (part if isinstance(part, str) else self._open_pixels(part), weight)
                 for part, weight in parts
-            ],
+            ]
         )
+        if isinstance(query, str):
+            search_query = replace(search_query, text=query)
+        elif query is not None:
+            search_query = replace(search_query, pixels=self._open_pixels(query))
         return self._run(self.steps(search_query, SearchOptions(**options), started_at=started_at))
 
     def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002
@@ -254,9 +219,9 @@ class Searcher:
         if self.encoder.can_match:
             self.encoder.match([Image.new("RGB", (256, 256), "white")], ["an image"])
 
-    def _open_pixels(self, image: str | Path | Image.Image) -> Pixels:
-        if not isinstance(image, Image.Image):
-            cell = {"bytes": None, "path": str(Path(image).expanduser())}
+    def _open_pixels(self, image: Path | Image.Image) -> Pixels:
+        if isinstance(image, Path):
+            cell = {"bytes": None, "path": str(image.expanduser())}
             image = EncodedImage(cell).decode_to(self.encoder.least_side)
         return self.encoder.pixels(image)
 
@@ -306,13 +271,15 @@ class Searcher:
         hits = _best_hits(order, reranked, by_vectors, by_words, words=words, top=options.top)
         if options.sort == "date":  # the newest first, and last those without a date
             hits.sort(key=_date_of, reverse=True)
-        by_date = options.photos.since or options.photos.until
+        num_undated = 0
+        if options.photos.since or options.photos.until:
+            num_undated = sum(not hit.is_dated for hit in hits)
         return replace(
             result,
             hits=hits,
             seconds=seconds,
             no_match=is_unknown and not by_words.ranks,
-            num_undated=sum(not hit.is_dated for hit in hits) if by_date else 0,
+            num_undated=num_undated,
         )
 
     def _num_candidates(self, query: SearchQuery, options: SearchOptions) -> int:
@@ -325,10 +292,10 @@ class Searcher:
         can_rerank = query.is_single_text and options.mode != "words"
         if options.rerank is None:
             num_words = len((query.text or "").split())
-            helps = (
-                can_rerank and self.encoder.can_match and num_words >= self.encoder.rerank_min_words
-            )
-            return SEARCH_RERANK if helps else 0
+            is_long = num_words >= self.encoder.rerank_min_words
+            if can_rerank and self.encoder.can_match and is_long:
+                return SEARCH_RERANK
+            return 0
         if options.rerank and not self.encoder.can_match:
             raise ValueError(
                 f"{self.encoder.folder}: this model has no matching head; leave rerank at 0"
@@ -359,16 +326,9 @@ class Searcher:
             is_unknown = self.encoder.is_unknown(texts[0], tokens=results[TOKENS][0])
         vectors = [*results.get(TEXTS, ()), *results.get(IMAGES, ())]
         weights = [weight for _, weight in (*query.texts, *query.images)]
-        # Length 1 again: similarities stay cosines, whatever the number of parts.
-        vector = weighted_direction(vectors, weights) if vectors else None
-        if query.like or query.unlike:
-            vectors = [] if vector is None else [vector]
-            vectors += (yield {STORED: [*query.like, *query.unlike]})[STORED]
-            weights = [] if vector is None else [1.0]
-            # Rocchio's mean of the images to be like has one weight, however many there are.
-            weights += [_LIKE / len(query.like) for _ in query.like]
-            # Those not to be like count one by one.
-            weights += [-_UNLIKE] * len(query.unlike)
+        vector = None
+        if vectors:
+            # Length 1 again: similarities stay cosines, whatever the number of parts.
             vector = weighted_direction(vectors, weights)
         return vector, is_unknown
 
@@ -381,7 +341,18 @@ class Searcher:
         words: Sequence[str],
         rerank: int,
     ) -> tuple[Ranking, Ranking]:
-        """Return the images that words find, and those that the vector finds."""
+        """Return the images that words find, and those that the vector finds, moved by the feedback."""
+        feedback = [*query.like, *query.unlike]
+        if feedback:
+            vectors = [self.index.vector(image_id) for image_id in feedback]
+            # Rocchio's mean of the images to be like has one weight, however many there are.
+            weights = [_LIKE / len(query.like) for _ in query.like]
+            # Those not to be like count one by one.
+            weights += [-_UNLIKE] * len(query.unlike)
+            if vector is not None:
+                vectors.append(vector)
+                weights.append(1.0)
+            vector = weighted_direction(vectors, weights)
         index_query = IndexQuery(
             vector=vector,
             top=max(options.top, _FUSED),
@@ -391,11 +362,15 @@ class Searcher:
             every_word=options.mode == "auto",
         )
         # Words rank first: whether they find anything decides how many images are fused.
-        by_words = self.index.rank(index_query) if words else NO_RANKING
+        by_words = NO_RANKING
+        if words:
+            by_words = self.index.rank(index_query)
         if options.mode == "words":
             return by_words, NO_RANKING
-        num_feedback = len({*query.like, *query.unlike})  # no results, but perhaps among the best
-        top = max(options.top + num_feedback, rerank, _FUSED if by_words.ranks else 1)
+        # The feedback's own images are no results, but perhaps among the best.
+        top = max(options.top + len(feedback), rerank)
+        if by_words.ranks:
+            top = max(top, _FUSED)
         return by_words, self.index.rank(index_query._replace(top=top, words=None))
 
     def _rerank(self, candidates: Sequence[Hit], text: str, options: SearchOptions) -> Steps:
@@ -482,7 +457,6 @@ class Searcher:
             TOKENS: encoder.count_tokens,
             PAIRS: encoder.match_pairs,
             INDEX: lambda calls: [call() for call in calls],
-            STORED: lambda ids: [self.index.vector(image_id) for image_id in ids],
             LOAD: lambda calls: list(encoder.pool.map(lambda call: call(), calls)),
         }
         # A generator ends with StopIteration, whose value is what it returns.

@@ -6,13 +6,11 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-Mode = Literal["auto", "vectors", "words", "hybrid"]
-"""Way to find images: vectors, words in their texts, or both; auto: both, with images alone that have all words."""
 ImageRow: TypeAlias = dict[str, Any]
 """Columns of an image in the table, or those that were asked for, by their names."""
 OCR_COLUMN = "ocr_text"

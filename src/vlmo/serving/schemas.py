@@ -22,9 +22,8 @@ from pydantic import (
 )
 from scipy.special import expit
 
-from vlmo.retrieval.filters import PhotoFilter
-from vlmo.retrieval.search import SEARCH_RERANK, SearchOptions
-from vlmo.retrieval.words import Mode
+from vlmo.model.reranking import SEARCH_RERANK
+from vlmo.retrieval.options import Mode, PhotoFilter, SearchOptions
 
 MAX_TEXTS = 256  # of a request
 MAX_IMAGES = 16

@@ -21,12 +21,12 @@ from vlmo.data.decoding import image_bytes
 from vlmo.model.reranking import rerank_score
 from vlmo.retrieval import Encoder, Hit, Index, Searcher, SearchResult
 from vlmo.retrieval.filters import check_filter
+from vlmo.retrieval.index import MissingImageError
 from vlmo.retrieval.search import (
     IMAGES,
     INDEX,
     LOAD,
     PAIRS,
-    STORED,
     TEXTS,
     TOKENS,
     SearchQuery,
@@ -148,9 +148,6 @@ class Service:
         async def do(kind: str, rows: list[Any]) -> Sequence[Any]:
             if kind == INDEX:
                 return [await self._ask_index(call, where=where) for call in rows]
-            if kind == STORED:
-                vectors = self.index().vector
-                return await _of_image(asyncio.to_thread, lambda: [*map(vectors, rows)])
             if kind == LOAD:
                 return await asyncio.gather(*map(self._decode, rows))
             return await self._run(kind, rows)
@@ -374,8 +371,10 @@ class Service:
             try:
                 if where is not None:
                     columns = [*index.columns, *_COLUMNS]
-                    check_filter(where, columns=columns, max_length=schemas.MAX_FILTER)
+                    check_filter(where, columns=columns)
                 return work()
+            except MissingImageError as error:
+                raise _no_image() from error
             except ValueError as error:
                 if not str(error).startswith(("the filter", "the index knows", "the parts")):
                     raise
@@ -396,9 +395,14 @@ async def _of_image(run: Callable[..., Awaitable[T]], *arguments: object) -> T:
         return await run(*arguments)
     except DamagedError:
         raise
-    except ValueError as error:  # its message may name a path of the server
-        reason = "the index has no image of this id, or its file is gone"
-        raise ServiceError(404, reason, hint="search again") from error
+    except ValueError as error:
+        raise _no_image() from error
+
+
+def _no_image() -> ServiceError:
+    # The index's own message may name a path of the server.
+    reason = "the index has no image of this id, or its file is gone"
+    return ServiceError(404, reason, hint="search again")
 
 
 def _visible(hit: Hit) -> Answer:

@@ -13,33 +13,36 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[0-9a-z._-]+
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a server; `vlmo serve` has them as options, but for the last six."""
+    """Settings of a server; `vlmo serve` has them as options, but for the last six.
+
+    Attributes:
+        queue: Requests that are let in at a time, waiting ones included; one more is answered 503.
+        max_batch: Rows of one call of the model.
+        max_request_mb: Megabytes (2**20 bytes) of a request.
+        max_pixels: Width x height of an image in a request; the default is above that of phones.
+        cors_origin: Origins of other pages that may call the service, such as https://example.org.
+        server_name: Names that requests may call this server by, beside localhost; without it, any on an address that
+            is not loopback.
+        buffered_bytes: All bodies that are held at a time; further requests are refused with 503.
+        body_seconds: Seconds until a body has arrived.
+        header_seconds: Seconds until the head of a request has arrived.
+        answer_seconds: Seconds until a client has taken what was sent.
+        grace: Seconds that running requests have to finish when the server is stopped.
+        api_key: Key that a client must send; None admits everybody.
+    """
 
     queue: int = 64
-    """Requests that are let in at a time, waiting ones included; one more is answered 503."""
     max_batch: int = 32
-    """Rows of one call of the model."""
     max_request_mb: float = 16.0
-    """Megabytes (2**20 bytes) of a request."""
     max_pixels: int = 25_000_000
-    """Width x height of an image in a request; the default is above that of phones."""
     cors_origin: tuple[str, ...] = ()
-    """Origins of other pages that may call the service, such as https://example.org."""
     server_name: tuple[str, ...] = ()
-    """Names that requests may call this server by, beside localhost; without it, any on an address that is not
-    loopback."""
     buffered_bytes: Suppress[int] = 256 * 2**20
-    """All bodies that are held at a time; further requests are refused with 503."""
     body_seconds: Suppress[float] = 30.0
-    """Seconds until a body has arrived."""
     header_seconds: Suppress[float] = 10.0
-    """Seconds until the head of a request has arrived."""
     answer_seconds: Suppress[float] = 60.0
-    """Seconds until a client has taken what was sent."""
     grace: Suppress[float] = 25.0
-    """Seconds that running requests have to finish when the server is stopped."""
     api_key: Suppress[str | None] = field(default=None, repr=False)
-    """Key that a client must send; None admits everybody."""
 
     def __post_init__(self) -> None:
         """Validate the values; ValueError if one is out of its range."""
