@@ -35,7 +35,8 @@ def test_threads_sleep_where_others_run_unless_the_user_chose(
     (tmp_path / "loadavg").write_text(loadavg)
     monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "loadavg")
     monkeypatch.setattr(waiting.os, "cpu_count", lambda: cores)
-    waiting.choose_waiting(given)
+    monkeypatch.setattr(waiting.os, "environ", given)
+    waiting.choose_waiting()
     assert given == chosen
 
 

@@ -41,14 +41,12 @@ def _register() -> None:
     register()
 
 
-def _convert(path: Path, out: Path, *, vocabulary: Path | None, licence: str, address: str) -> None:
+def _convert(path: Path, out: Path, **options: Any) -> None:
     """Convert a published file, in the name of `vlmo.released`, which the packages that convert import themselves."""
     from vlmo.checkpoints.importing import import_checkpoint
     from vlmo.tasks import usage_of
 
-    import_checkpoint(
-        path, out, vocabulary=vocabulary, licence=licence, address=address, usage_of=usage_of
-    )
+    import_checkpoint(path, out, usage_of=usage_of, **options)
 
 
 register_converter(_convert)

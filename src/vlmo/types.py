@@ -13,35 +13,40 @@ IGNORED_CLASS = 255
 
 
 class Batch(TypedDict, total=False):
-    """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face."""
+    """One micro-batch; every objective reads the keys it needs. Names are those of Hugging Face.
+
+    Attributes:
+        pixel_values: Images: levels 0 to 255 (uint8) as loaders give them, which models and objectives normalise on
+            the device, or floats in [-1, 1].
+        input_ids: WordPiece ids, padded to the longest text of the batch, rounded up to 8.
+        attention_mask: 1 keeps a token, 0 hides padding.
+        false_input_ids: A false version of each text, padded on its own.
+        false_attention_mask: As `attention_mask`, of `false_input_ids`.
+        mlm_input_ids: `input_ids` after BERT's corruption.
+        mlm_labels: The true id where a prediction is asked for, -100 elsewhere.
+        bool_masked_pos: True where masked image modeling hides the patch.
+        labels: Targets of a downstream task: a class for each row, a score for each answer, or a class for each
+            pixel.
+        image_ids: Equal for rows that show the same image.
+        sample_ids: Row numbers in the data set; of streams, hashes of shard and position.
+        step_seed: A function of (run seed, step, micro-step), the same on every process; seeds the sampling of hard
+            negatives.
+        step: Number of the step in the run, from 0.
+    """
 
     pixel_values: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
-    """Images: levels 0 to 255 (uint8) as loaders give them, which models and objectives normalise on the device, or
-    floats in [-1, 1]."""
     input_ids: Int[Tensor, "batch text"]
-    """WordPiece ids, padded to the longest text of the batch, rounded up to 8."""
     attention_mask: Int[Tensor, "batch text"]
-    """1 keeps a token, 0 hides padding."""
     false_input_ids: Int[Tensor, "batch false"]
-    """A false version of each text, padded on its own."""
     false_attention_mask: Int[Tensor, "batch false"]
-    """As `attention_mask`, of `false_input_ids`."""
     mlm_input_ids: Int[Tensor, "batch text"]
-    """`input_ids` after BERT's corruption."""
     mlm_labels: Int[Tensor, "batch text"]
-    """The true id where a prediction is asked for, -100 elsewhere."""
     bool_masked_pos: Bool[Tensor, "batch patch"]
-    """True where masked image modeling hides the patch."""
     labels: Tensor
-    """Targets of a downstream task: a class for each row, a score for each answer, or a class for each pixel."""
     image_ids: Int[Tensor, "batch"]
-    """Equal for rows that show the same image."""
     sample_ids: Int[Tensor, "batch"]
-    """Row numbers in the data set; of streams, hashes of shard and position."""
     step_seed: Int[Tensor, ""]
-    """A function of (run seed, step, micro-step), the same on every process; seeds the sampling of hard negatives."""
     step: Int[Tensor, ""]
-    """Number of the step in the run, from 0."""
 
 
 def normalize_pixels(

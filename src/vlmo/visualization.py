@@ -23,26 +23,27 @@ _INK = "#1f2328"
 _GRAY = "#6e7681"
 _FRAME = "#dfe2e6"
 _HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
+_SHOWN = 144  # pixels of an image on a page
 _TILE = 200
 _GAP = 16
 _MARGIN = 28
 _HEAD = 44
 _LINE = 18
+# Letters of a line below a tile, in Pillow's own font.
 _LETTERS = 27
-"""Letters of a line below a tile, in Pillow's own font."""
 
 
-def data_uri(image: Image.Image, *, size: int = 144) -> str:
-    """Return the image as a `data:` address, at most `size` pixels wide and high, transparency on white."""
+def data_uri(image: Image.Image) -> str:
+    """Return the image as a `data:` address, at most 144 pixels wide and high, transparency on white."""
     image = to_rgb(image).copy()
     buffer = io.BytesIO()
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
     image.save(buffer, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def heat_map(
-    image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = 144
+    image: Image.Image, weights: Float[np.ndarray | Tensor, "grid_h grid_w"], *, size: int = _SHOWN
 ) -> Image.Image:
     """Return the image, pale, of `size` pixels, with the weights over it; the largest one has the full color."""
     # The longer side becomes `size` pixels.

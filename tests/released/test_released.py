@@ -60,7 +60,7 @@ def test_classes_load_by_name(released):
     assert isinstance(VLMoForImageTextRetrieval.from_pretrained("toy"), VLMoForImageTextRetrieval)
     assert isinstance(VLMoModel.from_pretrained("toy"), VLMoModel)
     with pytest.raises(
-        ValueError, match=r"vlmo-smal is no model folder.* Did you mean vlmo-small\?"
+        ValueError, match=r"vlmo-smal is no model folder.* did you mean 'vlmo-small'\?"
     ):
         VLMoModel.from_pretrained("vlmo-smal")
 

@@ -246,13 +246,13 @@ class HeadTask:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Setting of `VLMoConfig` that the first axis of a head's tensor tells.
 _SIZES_OF_HEADS = {
     "answer_head": ("num_labels", "answer_head.classifier.weight"),
     "classifier": ("num_labels", "classifier.weight"),
     "contrast_head": ("projection_size", "contrast_head.image_projection.weight"),
     "mim_head.decoder": ("num_visual_tokens", "mim_head.decoder.weight"),
 }
-"""Setting of `VLMoConfig` that the first axis of a head's tensor tells."""
 
 
 def find_head(tasks: Sequence[HeadTask], tensors: Tensors) -> tuple[HeadTask, dict[str, Any]]:

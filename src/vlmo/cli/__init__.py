@@ -30,6 +30,7 @@ from vlmo.cli.waiting import choose_waiting
 from vlmo.lazy import install_command, need_package
 from vlmo.terminal import suggestion, without_controls
 
+# Function of each command: its arguments are the options, and its docstring the help.
 _COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": runs.quickstart,
     "train": runs.train,
@@ -52,7 +53,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "merge": folders.merge,
     "export": folders.export,
 }
-"""Function of each command: its arguments are the options, and its docstring the help."""
+# Optional packages that a command cannot do without: the extra, and one of them that others do not
+# bring.
 _EXTRAS = {
     "finetune": ("train", "datasets"),
     "evaluate": ("train", "datasets"),
@@ -66,7 +68,6 @@ _EXTRAS = {
     "photos": ("photos", "watchfiles"),
     "quickstart": ("quickstart", "emoji"),
 }
-"""Optional packages that a command cannot do without: the extra, and one of them that others do not bring."""
 
 
 # They log requests, downloads and steps of an export at the level INFO.

@@ -18,13 +18,13 @@ from vlmo.cli.parsing import Device, ModelFolder, UnknownOption, parse
 from vlmo.lazy import need_package
 from vlmo.terminal import say, table
 
+# Short names of options of a run.
 _COMMON = {
     "--lr": "--optimizer.lr",
     "--batch-size": "--loader.global-batch-size",
     "--output-dir": "--run-dir",
     "--data": "--data.source",
 }
-"""Short names of options of a run."""
 _COMMON_HELP = (
     "  --data DATA         built-in name or path of the training data",
     "  --lr RATE           highest learning rate",

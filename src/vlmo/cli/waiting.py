@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import MutableMapping
 from pathlib import Path
 
 _CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -14,22 +13,22 @@ _RUNNING = Path("/proc/loadavg")
 _SAMPLES = 4
 _PAUSE_S = 0.005
 _BUSY_SHARE = 0.25
+# Rounds before a waiting thread sleeps. On an idle machine within 2 % of GNU OpenMP's own 300,000,
+# and faster than that beside other programs that start later (experiments/log.md).
 _SPINS = "20000"
-"""Rounds before a waiting thread sleeps. On an idle machine within 2 % of GNU OpenMP's own 300,000, and faster than
-that beside other programs that start later (experiments/log.md)."""
 
 
-def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+def choose_waiting() -> None:
     """Let threads sleep at barriers if other programs keep a quarter of the cores busy, and else spin for a moment.
 
     A spinning thread takes the core that the thread it waits for would need. What the environment sets already stays.
     """
-    if any(name in environment for name in _CHOICES):
+    if any(name in os.environ for name in _CHOICES):
         return
     if running_others() >= _BUSY_SHARE * (os.cpu_count() or 1):
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     else:
-        environment["GOMP_SPINCOUNT"] = _SPINS
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def running_others() -> int:

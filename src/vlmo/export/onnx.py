@@ -54,6 +54,7 @@ _CLASSIFIERS = (
     models.VLMoForVisualQuestionAnswering,
     models.VLMoForVisualReasoning,
 )
+# Preparation of pixels; `load_model` refuses folders with another one.
 _PIXELS = {
     "resample": "bicubic",
     "transparency": "on white",
@@ -61,7 +62,6 @@ _PIXELS = {
     "mean": [0.5] * 3,
     "std": [0.5] * 3,
 }
-"""Preparation of pixels; `load_model` refuses folders with another one."""
 
 
 def write_onnx(

@@ -35,17 +35,13 @@ _CORE_LOCK = threading.Lock()
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime on the CPU.
+    """A graph in ONNX Runtime on the CPU, with `OMP_NUM_THREADS` threads for one operation, or one a core."""
 
-    Args:
-        num_threads: Of one operation; by default `OMP_NUM_THREADS`, or one a core.
-    """
-
-    def __init__(self, file: str | Path, *, num_threads: int | None = None) -> None:
+    def __init__(self, file: str | Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or _default_threads()
+        options.intra_op_num_threads = _default_threads()
         # Spinning threads would take the cores of other processes.
         if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -69,7 +65,6 @@ class OpenVinoSession:
     """A graph in OpenVINO on the CPU.
 
     Args:
-        num_threads: As for `OnnxSession`.
         cache: Folder that keeps what OpenVINO makes of the file, so that it loads faster the next
             time.
         exact: Compute in float32 what is not int8 in the file. Otherwise in bfloat16, where the
@@ -80,13 +75,12 @@ class OpenVinoSession:
         self,
         file: str | Path,
         *,
-        num_threads: int | None = None,
         cache: Path | None = None,
         exact: bool = True,
     ) -> None:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": str(num_threads or _default_threads()),
+            "INFERENCE_NUM_THREADS": str(_default_threads()),
         }
         if exact:
             # OpenVINO takes bfloat16 by itself where the processor multiplies in it.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlmo.released.published import MODELS, NamedModel
+from vlmo.terminal import suggestion
 
 SMALL = "vlmo-small"
 """The small model that `vlmo quickstart --fast` starts from."""
@@ -102,11 +103,7 @@ def missing_model(folder: str | PathLike) -> ValueError:
             f"{folder} holds an adapter and no model; merge it first: vlmo merge {folder} --out FOLDER "
             "(an adapter of another kind than LoRA: merge_and_unload of PEFT)"
         )
-    hint = ""
-    if len(Path(folder).parts) == 1:
-        for name in difflib.get_close_matches(str(folder), MODELS, n=1):
-            hint = f"Did you mean {name}? "
     return ValueError(
-        f"{folder} is no model folder: it has no config.json. A run leaves one under model/. {hint}Models with a name: "
-        f"{SMALL} and others, which `vlmo models` lists."
+        f"{folder} is no model folder: it has no config.json{suggestion(str(folder), MODELS)} A run leaves one under "
+        f"model/. Models with a name: {SMALL} and others, which `vlmo models` lists."
     )

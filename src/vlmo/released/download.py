@@ -34,12 +34,12 @@ _LOGGER = logging.getLogger(__name__)
 _TRIES = 5
 _PAUSE_S = 1.0
 _TIMEOUT_S = 30.0
+# Bytes of a read, bytes a second below which a try ends, and characters of a server's words.
 _BLOCK = 2**20
 _SLOWEST = 1000
 _LONGEST = 300
-"""Bytes of a read, bytes a second below which a try ends, and characters of a server's words."""
+# A strong ETag, or the date of Last-Modified: a download that has neither begins anew.
 _TAG = re.compile(r'"[\x21\x23-\x7e]+"|[A-Z][a-z]{2}, [\w :]{21}GMT')
-"""A strong ETag, or the date of Last-Modified: a download that has neither begins anew."""
 
 
 def cache_folder() -> Path:

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 # Of LanceDB's types, the one that is built in minutes for a million vectors on two cores and finds 99 of 100 of the
 # truly nearest (benchmarks/search.py): one bit a number, and the vectors themselves for the best candidates.
+# Queries whose recall is measured, and number of their nearest images that count.
 _QUERIES = 100
 _AT = 10
-"""Queries whose recall is measured, and number of their nearest images that count."""
 ENOUGH = 0.97
 """Recall below which twice as many partitions are searched, and twice as many candidates compared."""
 _ENOUGH_IN_MEMORY = 0.98
 _MOST_CANDIDATES = 3200
+# Growth of the number of vectors from which on the partitions are made anew.
 _GROWN = 2.0
-"""Growth of the number of vectors from which on the partitions are made anew."""
 
 
 def make_approximate(

@@ -39,19 +39,21 @@ from vlmo.retrieval.store import Store
 from vlmo.retrieval.words import OCR_COLUMN, ImageRow
 
 SHARDS_FILE = "shards.json"
+# New rows, their bytes, seconds since the last write, and until the first, from which on they are
+# written: each write of LanceDB costs more than the one before, and a kill loses what is not
+# written.
 _WRITTEN_ROWS = 4096
 _WRITTEN_BYTES = 128 << 20
 _WRITTEN_EVERY_S = 30.0
 _FIRST_WRITTEN_S = 2.0
-"""New rows, their bytes, seconds since the last write, and until the first, from which on they are written: each write
-of LanceDB costs more than the one before, and a kill loses what is not written."""
+# Images from which on the table's columns of ids and hashes are indexed.
 _LOOKUPS_FROM = 20_000
-"""Images from which on the table's columns of ids and hashes are indexed."""
 _UNMOUNTED = "it was on a disk of its own, which is not here: its images stay in the index"
+# Files between two updates of the progress; that are looked up and given to an executor, and
+# deleted, at a time.
 _LISTED_EVERY = 1000
 _TOGETHER = 512
 _DELETED_AT_ONCE = 1024
-"""Files between two updates of the progress; that are looked up and given to an executor, and deleted, at a time."""
 
 
 class StoppedError(Exception):
@@ -130,8 +132,8 @@ def build_index(
         "fingerprint": encoder.fingerprint,
         "dim": encoder.dim,
     }
-    embed = _embedder(index_options)
     reader = _open_reader(facts)
+    embed = _embedder(index_options, encoder, reader)
     with Progress(console) as progress:
         files = _list_inputs(facts, before, progress=progress)
     with lock_folder(folder, work="writing this index"):
@@ -141,10 +143,7 @@ def build_index(
         facts.write(folder)
         store = Store(folder, dim=encoder.dim)
         with Progress(console, in_bytes=True) as progress:
-            update = _Update(store, reader, files, progress, stop=stop)
-            counts = update.run(
-                functools.partial(embed, encoder=encoder, reader=reader, batch=index_options.batch)
-            )
+            counts = _Update(store, reader, files, progress, stop=stop).run(embed)
         facts.images = store.table.count_rows()
         store.optimize(lookups=facts.images >= _LOOKUPS_FROM)
         facts.approximate = make_approximate(
@@ -159,16 +158,9 @@ def build_index(
         facts.complete = True
         facts.updated = now()
         facts.write(folder)
-    return BuildReport(
-        images=facts.images,
-        encoded=counts["encoded"],
-        reused=counts["reused"],
-        unchanged=counts["unchanged"],
-        deleted=counts["deleted"],
-        bad=counts["bad"],
-        seconds=time.perf_counter() - started_at,
-        recall=None if facts.approximate is None else facts.approximate["recall"],
-    )
+    seconds = time.perf_counter() - started_at
+    recall = (facts.approximate or {}).get("recall")
+    return BuildReport(images=facts.images, seconds=seconds, recall=recall, **counts)
 
 
 def _facts_of(folder: Path) -> IndexFacts:
@@ -186,20 +178,25 @@ def _next_facts(
     before: IndexFacts, inputs: Sequence[str | Path], options: IndexOptions
 ) -> IndexFacts:
     """Return the facts of a run that begins: those of the last run, as far as nothing else is asked for."""
-    return replace(
+    facts = replace(
         before,
         metadata=_metadata_file(before, options),
-        store_bytes=before.store_bytes if options.store_bytes is None else options.store_bytes,
-        ocr=before.ocr if options.ocr is None else options.ocr,
         inputs=_inputs(before, inputs, options.remove),
         complete=False,
     )
+    if options.store_bytes is not None:
+        facts.store_bytes = options.store_bytes
+    if options.ocr is not None:
+        facts.ocr = options.ocr
+    return facts
 
 
 def _open_reader(facts: IndexFacts) -> Reader:
     if facts.ocr:
         load_reader()  # raises if it is not installed
-    table = None if facts.metadata is None else MetadataTable(Path(facts.metadata))
+    table = None
+    if facts.metadata is not None:
+        table = MetadataTable(Path(facts.metadata))
     return Reader(facts.store_bytes, table, facts.ocr)
 
 
@@ -212,17 +209,20 @@ def _check_model(encoder: Encoder, facts: IndexFacts, folder: Path) -> None:
         )
 
 
-def _embedder(options: IndexOptions) -> Callable[..., Iterator[Batch]]:
+def _embedder(
+    options: IndexOptions, encoder: Encoder, reader: Reader
+) -> Callable[..., Iterator[Batch]]:
     """Return the function that embeds, in this process or in actors of Ray Data."""
+    settings = {"encoder": encoder, "reader": reader, "batch": options.batch}
     if options.executor == "local":
-        return embed_works
+        return functools.partial(embed_works, **settings)
     try:
         from vlmo.retrieval.ray_executor import embed_on_ray
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}. Ray needs more packages: {install_command('ray')}"
         ) from error
-    return functools.partial(embed_on_ray, workers=options.workers)
+    return functools.partial(embed_on_ray, workers=options.workers, **settings)
 
 
 def _metadata_file(facts: IndexFacts, options: IndexOptions) -> str | None:
@@ -299,7 +299,7 @@ def _list_input(
     is_new = origin not in before.inputs
     if not is_new and was_deleted(origin):
         return []
-    listed: list[Found] = []
+    listed = []
     try:
         for file in find(origin, skipped=skipped, mounts=mounts):
             listed.append(file)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 ENCODED = ("vector", "thumbnail", "width", "height")
 _READERS = 8
+# Bytes of images, and images that have not changed, from which on a batch is full.
 _MAX_BYTES = 64 << 20
 _MAX_UNCHANGED = 2048
-"""Bytes of images, and images that have not changed, from which on a batch is full."""
 
 
 class Work(NamedTuple):
@@ -108,11 +108,11 @@ def embed_works(
 def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batch]:
     for work in works:
         part = Batch()
-        for record in (
-            _read_files(work.found, reader, batch)
-            if work.shard is None
-            else reader.read_shard(work.shard)
-        ):
+        if work.shard is None:
+            records = _read_files(work.found, reader, batch)
+        else:
+            records = reader.read_shard(work.shard)
+        for record in records:
             if isinstance(record, Bad):
                 part.bad.append(record)
                 continue
@@ -121,11 +121,8 @@ def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batc
             else:
                 part.records.append(record)
             part.size += len(record.data)
-            if (
-                len(part.records) >= batch
-                or part.size >= _MAX_BYTES
-                or len(part.unchanged) >= _MAX_UNCHANGED
-            ):
+            is_large = part.size >= _MAX_BYTES or len(part.unchanged) >= _MAX_UNCHANGED
+            if is_large or len(part.records) >= batch:
                 yield part
                 part = Batch()
         part.finished = work.shard
@@ -134,9 +131,8 @@ def _read(works: Iterable[Work], reader: Reader, *, batch: int) -> Iterator[Batc
 
 def _read_files(files: Sequence[Found], reader: Reader, batch: int) -> Iterator[Record | Bad]:
     waiting: list[Found] = []
-    with ThreadPoolExecutor(
-        _READERS
-    ) as workers:  # of all batches: to start threads takes longer than small files
+    # Of all batches: to start threads takes longer than to read small files.
+    with ThreadPoolExecutor(_READERS) as workers:
         for file in files:
             waiting.append(file)
             if len(waiting) >= batch or sum(file.size for file in waiting) >= _MAX_BYTES:
@@ -152,14 +148,11 @@ def _decode(encoder: Encoder, data: bytes, *, ocr: bool) -> _Decoded:
     small = image.copy()
     # reducing_gap: a cheap reduction to twice the size comes before the filter.
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    thumbnail = image_bytes(small, "JPEG", quality=85)
-    text = {OCR_COLUMN: read_text(image)} if ocr else {}
-    return encoder.pixels(image), {
-        "thumbnail": thumbnail,
-        "width": encoded.size[0],
-        "height": encoded.size[1],
-        **text,
-    }
+    columns: Encoded = {"thumbnail": image_bytes(small, "JPEG", quality=85)}
+    columns["width"], columns["height"] = encoded.size
+    if ocr:
+        columns[OCR_COLUMN] = read_text(image)
+    return encoder.pixels(image), columns
 
 
 def embed_decoded(
@@ -177,15 +170,16 @@ def embed_decoded(
         except ValueError as error:
             reasons[digest] = str(error)
     vectors = encoder.embed_pixels([pixels for pixels, _ in decoded.values()])
-    pairs = zip(decoded.items(), vectors, strict=True)
-    results = known | {
-        digest: {"vector": vector, **encoded} for (digest, (_, encoded)), vector in pairs
-    }
+    results = dict(known)
+    for (digest, (_, encoded)), vector in zip(decoded.items(), vectors, strict=True):
+        results[digest] = {"vector": vector, **encoded}
     for row in (record.row for record in read.records):
         if row["hash"] in results:
             result = dict(results[row["hash"]])
-            text = {OCR_COLUMN: result.pop(OCR_COLUMN)} if OCR_COLUMN in result else {}
-            captions, metadata = cut_texts(row["captions"], {**row["metadata"], **text})
+            metadata = dict(row["metadata"])
+            if OCR_COLUMN in result:
+                metadata[OCR_COLUMN] = result.pop(OCR_COLUMN)
+            captions, metadata = cut_texts(row["captions"], metadata)
             read.rows.append(row | result | {"captions": captions, "metadata": metadata})
         else:
             reason = reasons[row["hash"]].replace("bytes in memory", row["path"])

@@ -63,11 +63,12 @@ _USUAL = {
     "pad_token": ["[PAD]", "<pad>"],
     "mask_token": ["[MASK]", "<mask>"],
 }
+# Tokens a word from which on, and letters a token up to which, a text is taken for nonsense
+# (docs/search.md).
 _UNKNOWN_PIECES = 3
 _UNKNOWN_LETTERS = 2.3
-"""Tokens a word from which on, and letters a token up to which, a text is taken for nonsense (docs/search.md)."""
+# Largest vocabulary that is taken for one learnt on a model's own captions.
 _LEARNT_VOCABULARY = 15_000
-"""Largest vocabulary that is taken for one learnt on a model's own captions."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vlmo.retrieval.words import OwnWords, singular
 
+# Constant of Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet and Individual Rank
+# Learning Methods", 2009.
 _RANK = 60
-"""Constant of Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet and Individual Rank Learning
-Methods", 2009."""
 
 
 def fuse_ranks(

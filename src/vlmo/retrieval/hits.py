@@ -16,8 +16,8 @@ from vlmo.retrieval.store import RESERVED
 from vlmo.retrieval.words import ImageRow, OwnWords, own_words
 
 _NO_METADATA = RESERVED | {"_distance", "_rowid"}
+# Images whose words are kept, 40 MB.
 _KEPT_TEXTS = 2**16
-"""Images whose words are kept, 40 MB."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from vlmo.retrieval.store import Approximate, Store
 
 FILE = "vectors.faiss"
 """Its name in the folder of an index."""
+# Vectors a partition that k-means takes, and its iterations.
 _TRAINED_WITH = 64
 _ITERATIONS = 10
-"""Vectors a partition that k-means takes, and its iterations."""
 
 
 def has_faiss() -> bool:

@@ -38,10 +38,10 @@ MAX_BYTES = 2**29
 """If vectors in memory take more, or columns, both stay on the disk; a million vectors of 128 dimensions fit."""
 _LOGGER = logging.getLogger(__name__)
 _SHOWN = ["id", "path", "captions", "width", "height", "hash"]
+# Words whose images are kept, 12 bytes for a word of an image.
 _KEPT_WORDS = 4096
-"""Words whose images are kept, 12 bytes for a word of an image."""
+# Images with the best matches of words that are compared where not all fit into memory.
 _MATCHED = 5000
-"""Images with the best matches of words that are compared where not all fit into memory."""
 
 
 class IndexQuery(NamedTuple):

@@ -22,10 +22,11 @@ from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.index import Index
 from vlmo.retrieval.words import split_words
 
+# Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may
+# name them.
 _SIDE = 72
 _MOST_GROUPS = 16
 _MOST_WORDS = 400
-"""Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may name them."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from vlmo.lazy import install_command
 from vlmo.terminal import without_controls
 
 _LOGGER = logging.getLogger(__name__)
+# Longest sides in pixels that smaller images are enlarged to, and larger ones reduced.
 _SMALLEST = 320
 _LONGEST = 1280
-"""Longest sides in pixels that smaller images are enlarged to, and larger ones reduced."""
 
 
 def read_text(image: Image.Image) -> str:

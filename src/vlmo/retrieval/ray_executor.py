@@ -21,8 +21,9 @@ from vlmo.retrieval.embedding import Batch, Work, embed_works
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Reader
 
+# CPUs that an actor asks for, so that two of them leave some for Ray's own tasks on a machine of
+# two.
 _SHARE = 0.5
-"""CPUs that an actor asks for, so that two of them leave some for Ray's own tasks on a machine of two."""
 
 
 def embed_on_ray(

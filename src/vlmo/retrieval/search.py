@@ -34,15 +34,15 @@ INDEX = "index"
 LOAD = "load"
 STEP = 8
 """Candidates that are reranked first, and then at a time, at most."""
+# Images of both orders, at least, that are fused.
 _FUSED = 100
-"""Images of both orders, at least, that are fused."""
+# Weights of the mean of images to be like, and of those not to be like (Manning et al., "The
+# Rocchio algorithm").
 _LIKE = 0.75
 _UNLIKE = 0.15
-"""Weights of the mean of images to be like, and of those not to be like (Manning et al., "The Rocchio
-algorithm")."""
 _NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
+# Limit of the images that are kept as the model takes them, those that were reranked last.
 _PIXEL_BYTES = 2**28
-"""Limit of the images that are kept as the model takes them, those that were reranked last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,9 @@ _VERSIONS = (
     "generation",
     "created",
 )
+# Changes when rows get other columns, so that the next run reads, and does not embed, all images
+# again.
 _LAYOUT = 3
-"""Changes when rows get other columns, so that the next run reads, and does not embed, all images again."""
 _MISNAMED = "its name is not UTF-8; give it another one"
 _EXPECTED = "give a folder, an image, or a .tar or .parquet file"
 

@@ -46,8 +46,8 @@ FILTERED = tuple(name for name in _OWN if name not in {"bytes", "full_text", "th
 """Columns of every index that a filter may name."""
 RESERVED = frozenset((*_OWN, "vector", "metadata"))
 """Names that no column of metadata has."""
+# Types of columns of metadata, with their names for people.
 _TYPES = {pa.bool_(): "true or false", pa.float64(): "number", pa.string(): "text"}
-"""Types of columns of metadata, with their names for people."""
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_COLUMNS = 500  # of metadata; each makes every later write slower
@@ -116,11 +116,10 @@ class Store:
         self._has_warned = set[str]()
         self._version = 0
         self._read_at = -math.inf
+        interval = _READ_EVERY if dim is None else timedelta(0)
         with one_line(folder):
-            if dim is None:
-                connection = lancedb.connect(folder, read_consistency_interval=_READ_EVERY)
-            else:
-                connection = lancedb.connect(folder, read_consistency_interval=timedelta(0))
+            connection = lancedb.connect(folder, read_consistency_interval=interval)
+            if dim is not None:
                 has_table = TABLE in connection.list_tables().tables
                 files = folder / f"{TABLE}.lance"
                 # A creation ends with a manifest, and a table that has held rows has data: neither
@@ -267,8 +266,7 @@ class Store:
             complete_rows.append({**row, **metadata, "full_text": image_words(row)})
         with one_line(self.folder):
             if len(types) > num_types:
-                new = list(types.items())[num_types:]
-                self.table.add_columns(pa.schema(new))
+                self.table.add_columns(pa.schema([*types.items()][num_types:]))
             schema = self.table.schema
             # One write: a reader sees either the old row of an image or the new one.
             merge = self.table.merge_insert("id").when_matched_update_all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -55,12 +54,11 @@ def write_vectors(
         atomic_file(out) as aside,
         pq.ParquetWriter(aside, schema) as table,
     ):
-        embedded = itertools.chain(
-            _embed_texts(encoder, texts), _embed_files(encoder, [*files.values()], bad=bad)
-        )
+        embedded = _embed_texts(encoder, texts)
+        if files:
+            embedded = _embed_files(encoder, [*files.values()], bad=bad)
         for names, vectors in embedded:
-            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), encoder.dim)
-            table.write_table(pa.table([pa.array(names), column], schema=schema))
+            table.write_table(pa.table([names, list(vectors)], schema=schema))
             num_written += len(names)
             progress.update("embedding", num_written + len(bad), None)
     return num_written, bad
