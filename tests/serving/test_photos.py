@@ -32,7 +32,7 @@ def encoder(gallery) -> Encoder:
 
 @contextmanager
 def updates(encoder: Encoder, folder: Path, index: Path, *, ocr: bool = False):
-    thread = photos._Updates(encoder, folder, index, ocr=ocr, console=None)
+    thread = photos._Updates(encoder, folder, index, ocr=ocr)
     thread.start()
     try:
         yield thread
@@ -300,7 +300,7 @@ def test_neither_the_index_nor_hidden_folders_are_changes_behind_a_link(
     )
     index = tmp_path / "link" / "images" / ".." / "images" / "index"
     for given in (folder, tmp_path / "link" / "images"):
-        seen = photos._Updates(encoder, given, index, ocr=False, console=None)._watch()
+        seen = photos._Updates(encoder, given, index, ocr=False)._watch()
         assert list(itertools.islice(seen, len(changed))) == list(changed.values())
 
 

@@ -282,11 +282,10 @@ def common_sizes(
     Raises:
         ValueError: A tensor or a block is missing, or the number of heads is unknown or does not fit.
     """
-    width, channels, patch_size, _ = tensors.shape(
-        "vlmo.image_embeddings.projection.weight", axes=4
-    )
-    matches = map(_BLOCK_NUMBER.search, tensors.weights)
-    blocks = {int(match[2]) for match in matches if match}
+    projection = "vlmo.image_embeddings.projection.weight"
+    width, channels, patch_size, _ = tensors.shape(projection, axes=4)
+    matches = filter(None, map(_BLOCK_NUMBER.search, tensors.weights))
+    blocks = {int(match[2]) for match in matches}
     depth = len(blocks)
     # A file that was cut off lacks the last blocks, or some in between.
     if not blocks or max(blocks) != depth - 1:
@@ -299,10 +298,9 @@ def common_sizes(
             f"the position table has {columns} columns, which do not fit {depth} layers of {heads} heads. Is the file"
             " whole? Else give --num-attention-heads"
         )
-    layer_scale = None
-    if "vlmo.blocks.0.gamma_1" in tensors.weights:
-        # BEiT's base and large start so; only a newly initialized model reads it.
-        layer_scale = 0.1 if depth <= 12 else 1e-5
+    # BEiT's base and large start so; only a newly initialized model reads it.
+    layer_scale = 0.1 if depth <= 12 else 1e-5
+    has_scale = "vlmo.blocks.0.gamma_1" in tensors.weights
     return {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -310,7 +308,7 @@ def common_sizes(
         "intermediate_size": tensors.rows("vlmo.blocks.0.experts.vision.fc1.weight"),
         "patch_size": patch_size,
         "num_channels": channels,
-        "layer_scale_init": layer_scale,
+        "layer_scale_init": layer_scale if has_scale else None,
     }
 
 

@@ -25,18 +25,14 @@ def models(
         labels: Names of the answers or classes, which published files do not hold; as for vlmo import. Also of models
             here.
     """
-    from vlmo.released.download import cached_model, fetch_model
+    from vlmo.released.download import cached_model
 
     # All names are checked before the first download.
     for name in names:
         if name not in MODELS:
             raise ValueError(f"no model {name!r}{suggestion(name, MODELS)} All: vlmo models")
     for name in names:
-        # A model without an address comes with the package, and is downloaded from nowhere.
-        if MODELS[name].address:
-            folder = fetch_model(MODELS[name])
-        else:
-            folder = Path(find_model(name))
+        folder = Path(find_model(name))
         if labels is not None:
             from vlmo.checkpoints.importing import name_labels
 
@@ -46,15 +42,17 @@ def models(
         return
     rows = [("name", "task", "size, pixels", "license", "here", "published, percent")]
     for model in MODELS.values():
+        # A model without an address comes with the package.
         is_here = not model.address or (cached_model(model.name) / "config.json").is_file()
         size = f"{model.size.replace('_plus', '+')}, {model.image_size}"
-        numbers = ", ".join(
-            f"{split} {metric} {percent:g}" for split, metric, percent in model.reported
-        )
-        published = f"{model.data} {numbers} ({model.source})" if numbers else ""
-        rows.append(
-            (model.name, model.task, size, model.licence, "yes" if is_here else "", published)
-        )
+        published = ""
+        if model.reported:
+            numbers = ", ".join(
+                f"{split} {metric} {value:g}" for split, metric, value in model.reported
+            )
+            published = f"{model.data} {numbers} ({model.source})"
+        here = "yes" if is_here else ""
+        rows.append((model.name, model.task, size, model.licence, here, published))
     say(*table(rows))
 
 

@@ -281,16 +281,10 @@ def photos(
         )
         if not ocr:
             say(f"Text in images is not read; --ocr reads it ({install_command('ocr')}).")
-        has_screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        screens = {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+        opens = not no_open and (sys.platform != "linux" or bool(screens))
         serve_photos(
-            encoder,
-            folder,
-            index=index,
-            bound=bound,
-            settings=settings,
-            ocr=ocr,
-            console=_STDERR,
-            open_page=bool(has_screen) and not no_open,
+            encoder, folder, index=index, bound=bound, settings=settings, ocr=ocr, open_page=opens
         )
 
 

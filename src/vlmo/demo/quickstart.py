@@ -229,8 +229,9 @@ def _write(
     }
     encoder = Encoder(run / STAGE3 / "model")
     gained, lost, queries = examples(result.predictions, images=images)
-    # A few, from all parts of the split.
     shown = _spread(queries)
+    asked = [(query["answer"], query["text"]) for query in shown[:3]]
+    attention = [(image, *encoder.attention(image, text)) for image, text in asked]
     return write_report(
         run / "report.html",
         title="VLMo quickstart",
@@ -255,10 +256,7 @@ def _write(
             f"{len(gained)} of {count:,} texts, the dual encoder alone for {lost}."
         ),
         text_to_image=shown,
-        attention=[
-            (query["answer"], *encoder.attention(query["answer"], query["text"]))
-            for query in shown[:3]
-        ],
+        attention=attention,
     )
 
 

@@ -59,19 +59,15 @@ def draw_map(
     need_package("sklearn", extra="map", user="the map")
     from sklearn.cluster import KMeans
 
-    on_step("reading the images")
     rows = index.sample(most)
     vectors = np.array([row["vector"] for _, row in rows], np.float32)
-    different = len({vector.tobytes() for vector in vectors})
+    different = len(np.unique(vectors, axis=0))
     if different < 2:
-        raise ValueError(
-            f"a map needs two images or more that differ, and the index has {different}"
-        )
-    on_step(f"grouping {len(rows):,} images")
+        raise ValueError(f"a map needs two images that differ, and the index has {different}")
+    on_step(f"grouping and placing {len(rows):,} images")
     # About eight images a group in small sets, and never more groups than k-means can fill.
     number = min(_MOST_GROUPS, max(2, round((len(rows) / 8) ** 0.5)), different)
     groups = KMeans(number, n_init=4, random_state=0).fit_predict(vectors)
-    on_step(f"placing {len(rows):,} images")
     places = _place(vectors)
     on_step("naming the groups")
     means = np.stack([vectors[groups == group].mean(0) for group in range(number)])
@@ -83,7 +79,7 @@ def draw_map(
     for row in np.argsort(groups, kind="stable"):
         hit, columns = rows[row]
         images.append((hit, *places[row].tolist(), _data_address(columns["thumbnail"])))
-    return Map(images, [(name, x, y) for name, (x, y) in zip(names, middles, strict=True)])
+    return Map(images, [(name, *middle) for name, middle in zip(names, middles, strict=True)])
 
 
 def _place(

@@ -51,15 +51,14 @@ class SearchQuery:
 
     Attributes:
         text: Words, with weight 1.
-        pixels: An image as the model takes it (`Encoder.pixels`), with weight 1.
-        parts: More texts and images with their weights; negative ones are subtracted.
+        parts: More texts, and images as the model takes them (`Encoder.pixels`), with their weights; negative ones
+            are subtracted.
         like: Ids of indexed images that the query moves towards (Rocchio's relevance feedback), and that
             are not results.
         unlike: Ids of those that it moves away from.
     """
 
     text: str | None = None
-    pixels: Pixels | None = None
     parts: Sequence[tuple[str | Pixels, float]] = ()
     like: Sequence[str] = ()
     unlike: Sequence[str] = ()
@@ -67,8 +66,7 @@ class SearchQuery:
     @property
     def is_single_text(self) -> bool:
         """True for a text alone, which the fusion encoder can match."""
-        others = self.parts or self.like or self.unlike
-        return self.text is not None and self.pixels is None and not others
+        return self.text is not None and not (self.parts or self.like or self.unlike)
 
     @property
     def texts(self) -> list[tuple[str, float]]:
@@ -81,10 +79,7 @@ class SearchQuery:
     @property
     def images(self) -> list[tuple[Pixels, float]]:
         """All images with their weights."""
-        images = [(part, weight) for part, weight in self.parts if not isinstance(part, str)]
-        if self.pixels is not None:
-            images.insert(0, (self.pixels, 1.0))
-        return images
+        return [(part, weight) for part, weight in self.parts if not isinstance(part, str)]
 
 
 @dataclass(frozen=True)
@@ -194,16 +189,14 @@ class Searcher:
                     f"{part} is an image file; give a Path or an image to search by it, or words"
                 )
         # Images are decoded and resized in the caller's thread, before the model is waited for.
-        search_query = SearchQuery(
-            parts=[
-                (part if isinstance(part, str) else self._open_pixels(part), weight)
-                for part, weight in parts
-            ]
-        )
-        if isinstance(query, str):
-            search_query = replace(search_query, text=query)
-        elif query is not None:
-            search_query = replace(search_query, pixels=self._open_pixels(query))
+        if query is not None and not isinstance(query, str):
+            parts = [(query, 1.0), *parts]
+            query = None
+        opened = [
+            (part if isinstance(part, str) else self._open_pixels(part), weight)
+            for part, weight in parts
+        ]
+        search_query = SearchQuery(text=query, parts=opened)
         return self._run(self.steps(search_query, SearchOptions(**options), started_at=started_at))
 
     def similar(self, id: str, **options: Any) -> SearchResult:  # noqa: A002

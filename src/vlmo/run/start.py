@@ -65,9 +65,8 @@ def check_start(recipe: Recipe, original: Recipe | None = None) -> list[str]:
         try:
             check_model_folder(teacher, VLMoForImageTextRetrieval)
         except ValueError as error:
-            raise ValueError(
-                f"task.teacher: {error} Name another with --task.teacher, or None"
-            ) from None
+            advice = "Name another with --task.teacher, or None"
+            raise ValueError(f"task.teacher: {error} {advice}") from None
     if init is not None and (start := Start.of(recipe)) is not None:
         names = ["vocab_size", "id2label"]
         if not recipe.task.reads.text:

@@ -41,9 +41,8 @@ def serve_photos(
     index: Path,
     bound: socket.socket,
     settings: Settings,
-    ocr: bool = False,
-    console: Console | None = None,
-    open_page: bool = False,
+    ocr: bool,
+    open_page: bool,
 ) -> None:
     """Index a folder and serve it, from its first images on, until SIGTERM or SIGINT.
 
@@ -55,7 +54,7 @@ def serve_photos(
         ModuleNotFoundError: watchfiles is missing, or with `ocr` rapidocr.
     """
     need_package("watchfiles", extra="photos", user="vlmo photos")
-    updates = _Updates(encoder, folder, index, ocr=ocr, console=console)
+    updates = _Updates(encoder, folder, index, ocr=ocr)
     updates.start()
     try:
         opened = updates.open_index()
@@ -85,14 +84,11 @@ def _page_address(bound: socket.socket) -> str:
 class _Updates(threading.Thread):
     """Thread that updates the index after changes of the folder."""
 
-    def __init__(
-        self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool, console: Console | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, folder: Path, index: Path, *, ocr: bool) -> None:
         super().__init__(name="vlmo-index", daemon=True)
         self._encoder = encoder
         self._folder = folder
         self._index = index
-        self._console = console
         self._ocr = ocr
         self._stopped = threading.Event()
         self._has_run = threading.Event()
@@ -203,7 +199,7 @@ class _Updates(threading.Thread):
                 out=self._index,
                 batch=batch,
                 ocr=self._ocr,
-                console=self._console,
+                console=Console(stderr=True),
                 stop=self._stopped.is_set,
             )
         except MissingInputError as error:

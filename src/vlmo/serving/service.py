@@ -128,12 +128,12 @@ class Service:
         contents = (request, *request.parts)
         images = [content.image for content in contents if content.image is not None]
         pixels = iter(await self._uploads.read(images, encoder.pixels))
+        parts = []
+        if request.image is not None:
+            parts.append((next(pixels), 1.0))
+        parts += [(part.text or next(pixels), part.weight) for part in request.parts]
         query = SearchQuery(
-            text=request.text,
-            pixels=None if request.image is None else next(pixels),
-            parts=[(part.text or next(pixels), part.weight) for part in request.parts],
-            like=request.like,
-            unlike=request.unlike,
+            text=request.text, parts=parts, like=request.like, unlike=request.unlike
         )
         options = request.options()
         steps = self._searcher.steps(query, options, started_at=started_at)
