@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from lancedb.index import IvfRq
 from rich.console import Console
 
+from vlmo.folder import JsonObject
 from vlmo.retrieval.in_memory import MemoryVectors, has_faiss, write_memory
 from vlmo.retrieval.index import MAX_BYTES
 from vlmo.retrieval.store import DISTANCE, Approximate, Store, one_line
@@ -38,9 +39,9 @@ def make_approximate(
     encoder: Encoder,
     *,
     least: int,
-    before: Mapping[str, Any] | None,
+    before: JsonObject | None,
     console: Console | None,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Build an approximate index of the images, and measure its recall.
 
     An index whose table has not grown to twice its size stays, and is only measured again: LanceDB has added the new
@@ -68,7 +69,7 @@ def make_approximate(
         search, exact, lambda search: _nearest_ids(store, queries, search), enough=ENOUGH
     )
     measured = {"at": _AT, "value": recall, "queries": len(queries), "asked_with": asked_with}
-    made: dict[str, Any] = {"search": asdict(search), "recall": measured}
+    made: JsonObject = {"search": asdict(search), "recall": measured}
     # Four bytes a number, and codes of four numbers; vectors that fit into memory are searched exactly.
     if has_faiss() and store.dim % 4 == 0 and 4 * store.dim * total > MAX_BYTES:
         made["memory"] = _make_memory(store, queries, exact, partitions=partitions)
@@ -97,7 +98,7 @@ def _make_memory(
     exact: list[set[str]],
     *,
     partitions: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     version = store.table.version
     write_memory(store, partitions=partitions)
     ids = pa.chunked_array([batch["id"] for batch in store.scan(["id"])])

@@ -6,7 +6,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from vlmo.data.rows import QuarantineFile, read_lines, to_lines
-from vlmo.folder import read_json
+from vlmo.folder import JsonObject, read_json
 from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
 from vlmo.lazy import install_command
 from vlmo.progress import Progress
@@ -91,7 +91,7 @@ class BuildReport:
     deleted: int
     bad: int
     seconds: float
-    recall: Mapping[str, Any] | None
+    recall: JsonObject | None
 
 
 def build_index(

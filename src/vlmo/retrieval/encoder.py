@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.export.sessions import Pixels, Precision
-from vlmo.folder import architectures, check_processor, read_config, read_json
+from vlmo.folder import JsonObject, architectures, check_processor, read_config, read_json
 from vlmo.processing.images import to_rgb
 from vlmo.released import find_model
 from vlmo.retrieval.graphs_engine import EngineName, GraphsEngine, default_engine
@@ -69,6 +69,7 @@ _UNKNOWN_PIECES = 3
 _UNKNOWN_LETTERS = 2.3
 # Largest vocabulary that is taken for one learnt on a model's own captions.
 _LEARNT_VOCABULARY = 15_000
+T = TypeVar("T")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -221,7 +222,7 @@ class Encoder:
             return self._engine.attention(self.pixels(image), text)
 
     def _in_batches(
-        self, rows: Sequence[Any], run: Callable[[Any], np.ndarray], shape: tuple[int, ...]
+        self, rows: Sequence[T], run: Callable[[Sequence[T]], np.ndarray], shape: tuple[int, ...]
     ) -> Float32[np.ndarray, "row *shape"]:
         results = [np.zeros((0, *shape), dtype=np.float32)]
         for start in range(0, len(rows), BATCH):
@@ -232,7 +233,7 @@ class Encoder:
             raise ValueError(f"{self.folder}: the model gives NaN; check its weights")
         return joined
 
-    def _weight(self, settings: dict[str, Any], name: str, default: float) -> float:
+    def _weight(self, settings: JsonObject, name: str, default: float) -> float:
         value = settings.get(name)
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise ValueError(
@@ -264,7 +265,7 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _unusual_words(folder: Path) -> dict[str, Any]:
+def _unusual_words(folder: Path) -> JsonObject:
     """Return the settings of a tokenizer by which its vocabulary gives other tokens than usual."""
     file = folder / "tokenizer_config.json"
     settings = read_json(file) if file.is_file() else {}

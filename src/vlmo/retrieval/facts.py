@@ -6,9 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from vlmo.folder import read_json
+from vlmo.folder import JsonObject, read_json
 from vlmo.folder.atomic import write_file
 from vlmo.retrieval.store import Approximate, DamagedError
 
@@ -43,12 +42,12 @@ class IndexFacts:
     """
 
     created: str = field(default_factory=now)
-    model: dict[str, Any] = field(default_factory=dict)
+    model: JsonObject = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     metadata: str | None = None
     store_bytes: bool = False
     ocr: bool = False
-    approximate: dict[str, Any] | None = None
+    approximate: JsonObject | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     mounts: list[str] = field(default_factory=list)

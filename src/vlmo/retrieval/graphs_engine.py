@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,6 +21,7 @@ from vlmo.export.sessions import (
     FUSION_ENCODER,
     IMAGE_ENCODER,
     TEXT_ENCODER,
+    Description,
     GraphEngine,
     OnnxSession,
     OpenVinoSession,
@@ -166,7 +167,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     return target
 
 
-def export_graphs(folder: Path, out: Path, *, int8: bool) -> dict[str, Any]:
+def export_graphs(folder: Path, out: Path, *, int8: bool) -> Description:
     """`write_onnx` with progress; int8 is calibrated on `CALIBRATION`."""
     from vlmo.export.onnx import write_onnx
 
@@ -205,7 +206,7 @@ def _has_graphs(folder: Path, precision: Precision) -> bool:
     return bool(graphs) and all(graph[precision] is not None for graph in graphs.values())
 
 
-def _load_tokenizer(folder: Path, about: dict[str, Any]) -> Tokenizer:
+def _load_tokenizer(folder: Path, about: Description) -> Tokenizer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file_in(folder, about["tokenizer"])))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int64
 
 from vlmo.data.tables import cut_texts
 from vlmo.retrieval.store import RESERVED
-from vlmo.retrieval.words import ImageRow, OwnWords, own_words
+from vlmo.retrieval.words import ImageRow, Metadata, OwnWords, own_words
 
 _NO_METADATA = RESERVED | {"_distance", "_rowid"}
 # Images whose words are kept, 40 MB.
@@ -42,7 +41,7 @@ class Hit:
     match: float | None
     path: str
     captions: tuple[str, ...]
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     width: int
     height: int
     hash: str = field(default="", compare=False, repr=False)

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from vlmo.data.decoding import MAX_PIXELS, EncodedImage
+from vlmo.folder import JsonObject
 from vlmo.retrieval.exact import ExactImages, is_dated
 from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, read_facts
 from vlmo.retrieval.filters import (
@@ -150,7 +151,7 @@ class Index:
         self._read_changed()
         return self._facts.bad + sum(self._facts.skipped.values())
 
-    def skipped(self, *, most: int) -> dict[str, Any]:
+    def skipped(self, *, most: int) -> JsonObject:
         """Return "files" that the last run could not use, at most so many, and numbers of those of other "formats".
 
         The files are those of `read_skipped`.
@@ -326,12 +327,12 @@ class Index:
             rows = self._store.table.take_offsets(offsets).select(columns).to_arrow().to_pylist()
         return [(hit_of(row, 0.0), row) for row in rows]
 
-    def groups(self) -> dict[str, Any]:
+    def groups(self) -> JsonObject:
         """The "albums" by their names and "months" from the last on: "name", "count" and the "id" of the newest.
 
         Images that have no date but that of their files are in no month; "num_undated" is their number.
         """
-        found: dict[str, Any] = {"albums": [], "months": [], "num_undated": 0}
+        found: JsonObject = {"albums": [], "months": [], "num_undated": 0}
         columns = [
             name for name in ("album", "taken", "taken_from") if self.columns.get(name) == "text"
         ]

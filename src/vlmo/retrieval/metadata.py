@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,9 @@ from vlmo.data.tables import (
     column_of,
     table_records,
 )
+from vlmo.folder import JsonObject
 from vlmo.retrieval.store import RESERVED
+from vlmo.retrieval.words import Metadata
 
 _LARGEST = 2**53  # a column of numbers holds float64
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
@@ -44,8 +46,8 @@ class Annotation(NamedTuple):
     """Captions and columns of an image; `file` has columns that its EXIF data, and the others, replace."""
 
     captions: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = {}
-    file: Mapping[str, Any] = {}
+    metadata: Metadata = {}
+    file: Metadata = {}
 
 
 class MetadataTable:
@@ -89,7 +91,7 @@ class MetadataTable:
                 return self._rows[_composed(key)]
         return Annotation()
 
-    def _add(self, record: Mapping[str, Any], *, where: str) -> None:
+    def _add(self, record: Mapping[str, object], *, where: str) -> None:
         caption_column = column_of(record, CAPTION_COLUMNS)
         image_column = next((name for name in IMAGE_COLUMNS if record.get(name)), "")
         image = record.get(image_column)
@@ -109,14 +111,14 @@ class MetadataTable:
         )
 
 
-def clean_metadata(columns: Mapping[str, Any]) -> dict[str, Any]:
+def clean_metadata(columns: Mapping[str, object]) -> dict[str, bool | float | str | None]:
     """Return metadata of an image as plain values under names that SQL takes without quotes.
 
     Names become lower case, with `_` for everything but letters and digits; a name that the index uses gets a `_` at
     its end, and a long one is cut. Dates become ISO texts, lists and dictionaries JSON. Missing values and bytes are
     left out.
     """
-    cleaned: dict[str, Any] = {}
+    cleaned: dict[str, bool | float | str | None] = {}
     for name, value in columns.items():
         if (plain := _plain(value)) is not None:
             column = re.sub(r"\W+", "_", str(name)[:_MAX_NAME].lower()).strip("_") or "column"
@@ -207,6 +209,6 @@ def _read_takeout(file: Path) -> Annotation:
     return Annotation((text,) if text.strip() else (), columns)
 
 
-def _text(about: Mapping[str, Any], name: str) -> str:
+def _text(about: JsonObject, name: str) -> str:
     # JSON may hold half a character, which no text of an index can.
     return str(about.get(name) or "").encode(errors="replace").decode()

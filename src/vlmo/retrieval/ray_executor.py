@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from vlmo.folder import JsonObject
 from vlmo.retrieval.embedding import Batch, Work, embed_works
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.sources import Reader
@@ -27,7 +28,13 @@ _SHARE = 0.5
 
 
 def embed_on_ray(
-    works: Iterable[Work], encoder: Encoder, *, reader: Reader, batch: int, workers: int, **_: Any
+    works: Iterable[Work],
+    encoder: Encoder,
+    *,
+    reader: Reader,
+    batch: int,
+    workers: int,
+    **_: object,
 ) -> Iterator[Batch]:
     """Do what `embed_works` does in some actors of a Ray cluster, each with the model, but without a lookup.
 
@@ -37,7 +44,7 @@ def embed_on_ray(
     if not items:
         return
     device = encoder.device.partition(":")[0]
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "engine": encoder.engine,
         "precision": encoder.precision,
         "device": device,
@@ -63,7 +70,7 @@ def embed_on_ray(
 def _cluster(workers: int) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        options: JsonObject = {"log_to_driver": False, "logging_level": logging.WARNING}
         if "RAY_ADDRESS" not in os.environ:
             options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers)}
         ray.init(**options)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from rich.table import Table
 
+from vlmo.folder import JsonObject
 from vlmo.folder.atomic import atomic_file
 from vlmo.retrieval.index import Index
 from vlmo.retrieval.search import SearchResult
@@ -16,7 +16,7 @@ from vlmo.terminal import escaped
 from vlmo.visualization import grid
 
 
-def as_json(query: str, result: SearchResult) -> dict[str, Any]:
+def as_json(query: str, result: SearchResult) -> JsonObject:
     """Everything about a result, as JSON takes it."""
     hits = [
         {name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits

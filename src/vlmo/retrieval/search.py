@@ -18,6 +18,7 @@ from PIL import Image
 from vlmo.data.decoding import EncodedImage
 from vlmo.data.listing import image_named
 from vlmo.export.sessions import Pixels
+from vlmo.folder import JsonObject
 from vlmo.model.reranking import SEARCH_RERANK, num_wanted, rerank_score
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.fusion import fuse_ranks
@@ -107,7 +108,7 @@ class SearchResult:
         """Hits whose texts have a word of the query."""
         return sum(hit.words is not None for hit in self.hits)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """Return all but the hits, ready for JSON."""
         names = ("num_reranked", "num_matched", "no_match", "note")
         seconds = {part: round(value, 6) for part, value in self.seconds.items()}

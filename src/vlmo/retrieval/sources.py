@@ -325,7 +325,7 @@ class Reader:
         about = Annotation() if table is None else table.about(below, source.path)
         if source.kind != "file":
             return about
-        columns: dict[str, Any] = {
+        columns: dict[str, bool | float | str | None] = {
             "album": below.rpartition("/")[0] or source.root.rstrip("/").rpartition("/")[2]
         }
         if source.changed is None:

@@ -7,18 +7,18 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from vlmo.retrieval.words import ImageRow, image_words
+from vlmo.retrieval.words import ImageRow, Metadata, image_words
 
 if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
@@ -273,7 +273,7 @@ class Store:
             merge = merge.when_not_matched_insert_all()
             merge.execute(pa.Table.from_pylist(complete_rows, schema=schema))
 
-    def _fit(self, metadata: Mapping[str, Any], types: dict[str, pa.DataType]) -> dict[str, Any]:
+    def _fit(self, metadata: Metadata, types: dict[str, pa.DataType]) -> Metadata:
         """Return metadata as the columns take it: the first value decides the type, others are left out.
 
         Args:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int64
 
+Metadata: TypeAlias = Mapping[str, Any]
+"""Columns of metadata of an image by their names: texts, numbers and truth values."""
 ImageRow: TypeAlias = dict[str, Any]
 """Columns of an image in the table, or those that were asked for, by their names."""
 OCR_COLUMN = "ocr_text"
@@ -39,7 +41,7 @@ def query_words(text: str) -> list[str]:
     return list(dict.fromkeys(words))[:_MAX_WORDS]
 
 
-def image_texts(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> list[list[str]]:
+def image_texts(path: str, captions: Sequence[str], metadata: Metadata) -> list[list[str]]:
     """Return the words of each text of an image: its album, its file's name without digits, captions, lines in it.
 
     Names are split before capitals too (`redStar_02.png`: red star).
@@ -69,7 +71,7 @@ OwnWords: TypeAlias = tuple[int, list[set[str]]]
 of each text that has some, in the singular."""
 
 
-def own_words(path: str, captions: Sequence[str], metadata: Mapping[str, Any]) -> OwnWords:
+def own_words(path: str, captions: Sequence[str], metadata: Metadata) -> OwnWords:
     """Return them of an image."""
     texts = image_texts(path, captions, metadata)
     telling = [word for text in texts[1:] for word in text if len(word) > 2 and word not in _CAMERA]
