@@ -292,7 +292,7 @@ class _WithoutData(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Return what the function would, or its stand-in."""
         kwargs = kwargs or {}

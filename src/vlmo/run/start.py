@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -136,7 +135,7 @@ def _learn_vocabulary(text: TextConfig) -> VLMoProcessor:
 
 def model_settings(
     recipe: Recipe, processor: VLMoProcessor | None, start: Start | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the recipe's settings of the model with those that follow from the vocabulary."""
     settings = asdict(recipe.model)
     config = {} if start is None else start.config

@@ -64,7 +64,7 @@ _MAX_NAME = 60  # characters of a name in a body that an error repeats
 _PARSERS = 2  # bodies that are parsed at a time: each takes several times its size
 
 B = TypeVar("B", bound=Body)
-Work: TypeAlias = Coroutine[Any, Any, Answer | bytes]
+Work: TypeAlias = Coroutine[object, None, Answer | bytes]
 # Path, body, and the method that answers it; its docstring is the description.
 _POSTS: tuple[tuple[str, type[Body], Callable[[Service, Any], Work]], ...] = (
     ("/v1/search", schemas.SearchRequest, Service.search),

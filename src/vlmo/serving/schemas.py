@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from fastapi.responses import JSONResponse
@@ -229,7 +229,7 @@ class Content(Item):
 
     @model_validator(mode="before")
     @classmethod
-    def _wrap(cls, value: Any) -> Any:
+    def _wrap(cls, value: object) -> object:
         if isinstance(value, dict):
             return value
         if not isinstance(value, str):
@@ -320,13 +320,16 @@ class RerankRequest(ClientBody):
                 )
         return self
 
-    def ranked(self, scores: Float[np.ndarray, " document"]) -> list[dict[str, Any]]:
+    def ranked(self, scores: Float[np.ndarray, " document"]) -> list[dict[str, object]]:
         """Return the documents in the order of their scores, as Cohere gives them."""
         probabilities = expit(scores)
-        results: list[dict[str, Any]] = []
+        results: list[dict[str, object]] = []
         # Not in the order of the logistic function, which is 1 for all sure matches.
         for index in np.argsort(-scores, kind="stable").tolist()[: self.top_n]:
-            result = {"index": index, "relevance_score": float(probabilities[index])}
+            result: dict[str, object] = {
+                "index": index,
+                "relevance_score": float(probabilities[index]),
+            }
             if self.return_documents:
                 result["document"] = self.documents[index].document
             results.append(result)

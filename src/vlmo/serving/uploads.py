@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -30,7 +30,7 @@ class Uploads:
         self._decoders = Decoders(DECODERS, max_pixels=settings.max_pixels)
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="vlmo-upload")
         # Tasks of requests with images.
-        self.running: set[asyncio.Task[Any]] = set()
+        self.running: set[asyncio.Task[object]] = set()
 
     def close(self) -> None:
         """End the processes, and wait for the threads that they answer."""
