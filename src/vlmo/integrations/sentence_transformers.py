@@ -76,7 +76,7 @@ class _FolderModule(InputModule, ABC):
         cls,
         model_name_or_path: str,
         *,
-        model_kwargs: Mapping[str, object] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
         backend: str = "torch",
         revision: str | None = None,
         **_: object,
