@@ -182,7 +182,8 @@ def parse(
         with contextlib.redirect_stderr(box):
             return read(args=arguments)
     except SystemExit as end:
-        if not end.code:  # after --help
+        # --help ends without an error.
+        if not end.code:
             raise
     message = _without_frame(box.getvalue())
     # Who asks for unknown words reads them as options of a recipe.

@@ -131,7 +131,8 @@ def run_quickstart(
 def _train(run: Path, *, scale: float, seed: int, console: Console) -> float:
     """Train all stages, and return the seconds that they took; exit if one was stopped."""
     seconds = 0.0
-    expected = 0.0  # for the stages that are done
+    # Seconds that the stages so far were to take.
+    expected = 0.0
     remaining = scale * sum(STEPS.values()) + EVALUATION_SECONDS
     recipes = quickstart_recipes(run, scale=scale, seed=seed)
     for number, (name, recipe) in enumerate(recipes.items(), start=1):

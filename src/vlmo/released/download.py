@@ -125,7 +125,8 @@ def _fetch_and_convert(model: NamedModel, folder: Path) -> None:
     partial = _no_link(_sums_file().with_suffix(".partial"))
     partial.write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     partial.replace(_sums_file())
-    _delete_download(file)  # other models need the vocabulary
+    # Other models need the vocabulary.
+    _delete_download(file)
 
 
 # ---------------------------------------------------------------------------------------------- files and sums
@@ -165,7 +166,8 @@ def _downloads() -> Path:
 
 
 def _delete_download(file: Path) -> None:
-    if file.parent == _downloads():  # files of the user stay
+    # Files of the user stay.
+    if file.parent == _downloads():
         file.unlink()
 
 
@@ -306,7 +308,8 @@ def _open(address: str, *, size: int, tag: str) -> HTTPResponse:
     try:
         request = urllib.request.Request(address, headers=headers)
         return opener.open(request, timeout=_TIMEOUT_S)
-    except ValueError as problem:  # an address that is refused, or is none
+    except ValueError as problem:
+        # An address that is refused, or is none.
         raise ValueError(f"{address} leads elsewhere: {problem}") from None
 
 

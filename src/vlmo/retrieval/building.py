@@ -193,7 +193,8 @@ def _next_facts(
 
 def _open_reader(facts: IndexFacts) -> Reader:
     if facts.ocr:
-        load_reader()  # raises if it is not installed
+        # Raises if it is not installed.
+        load_reader()
     table = None
     if facts.metadata is not None:
         table = MetadataTable(Path(facts.metadata))
@@ -261,7 +262,8 @@ def _inputs(
 
 def _list_inputs(facts: IndexFacts, before: IndexFacts, *, progress: Progress) -> list[Found]:
     """List all inputs, and put into `facts` what the next run compares with."""
-    files: dict[str, Found] = {}  # by path: of two inputs that lead there, the first counts
+    # By path: of two inputs that lead there, the first counts.
+    files: dict[str, Found] = {}
     skipped = Counter[str]()
     mounts = set[Path]()
     facts.folders = {}
@@ -345,14 +347,21 @@ class _Update:
         self._num_bytes = sum(file.size for file in files)
         self._num_read = 0
         self._counts = dict.fromkeys(("encoded", "reused", "unchanged", "deleted", "bad"), 0)
-        self._rows: dict[str, ImageRow] = {}  # new ones by id, which are not written yet
+        # New ones by id, which are not written yet.
+        self._rows: dict[str, ImageRow] = {}
         self._started_at = self._written_at = time.monotonic()
-        self._seen: set[str] = set()  # ids of images
-        self._hashes: set[str] | None = None  # of the images in the table, once they are asked for
-        self._done: dict[str, str] = {}  # stamps of shards that were read, by path
-        self._finished: list[Found] = []  # shards whose last rows are not written yet
-        self._unread: set[str] = set()  # shards that were done before and have not changed
-        self._broken: set[str] = set()  # shards that were not read to their ends
+        # Ids of images.
+        self._seen: set[str] = set()
+        # Of the images in the table, once they are asked for.
+        self._hashes: set[str] | None = None
+        # Stamps of shards that were read, by path.
+        self._done: dict[str, str] = {}
+        # Shards whose last rows are not written yet.
+        self._finished: list[Found] = []
+        # Shards that were done before and have not changed.
+        self._unread: set[str] = set()
+        # Shards that were not read to their ends.
+        self._broken: set[str] = set()
         shards = store.folder / SHARDS_FILE
         if shards.is_file():
             paths = {file.path for file in files}
@@ -361,7 +370,8 @@ class _Update:
 
     def run(self, embed: Callable[..., Iterator[Batch]]) -> dict[str, int]:
         """Embed new images and remove those that are gone; return the counts of `BuildReport`."""
-        self._advance(0, unchanged=0)  # a model may take minutes for the first batch
+        # A model may take minutes for the first batch.
+        self._advance(0, unchanged=0)
         quarantine_file = self._store.folder / QUARANTINE_FILE
         quarantine = QuarantineFile(quarantine_file)
         lines_before = read_lines(quarantine_file)
@@ -417,7 +427,8 @@ class _Update:
                 yield Work([shard], self._store.stamps("shard", [shard.path]))
         files = [file for file in self._files if file.kind == "file"]
         for start in range(0, len(files), _TOGETHER):
-            self._check_stop()  # here too: files that have not changed make no batch
+            # Here too: files that have not changed make no batch.
+            self._check_stop()
             files_by_id = {image_id(file.path): file for file in files[start : start + _TOGETHER]}
             stamps = self._store.stamps("id", list(files_by_id))
             changed = []
@@ -445,7 +456,8 @@ class _Update:
             return {}
         encoded = {}
         for row in self._store.rows("hash", stored, columns=["hash", *columns]):
-            if row[columns[-1]] is not None:  # a row whose text was not read yet gives nothing
+            # A row whose text was not read yet gives nothing.
+            if row[columns[-1]] is not None:
                 encoded[row["hash"]] = {name: row[name] for name in columns}
         return encoded
 

@@ -31,12 +31,13 @@ BATCH = 64
 """Images or texts that go through the model at a time."""
 
 # Settings that do not change a vector: they may change while an index stays valid.
+# No model of this version has the last one.
 _IRRELEVANT = (
     "rerank_weight",
     "rerank_weight_image_to_text",
     "rerank_min_words",
     "match_cutoff",
-)  # the last is gone
+)
 _IRRELEVANT += ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _FILES = (
     "*.safetensors",
@@ -67,8 +68,8 @@ _USUAL = {
 # (docs/search.md).
 _UNKNOWN_PIECES = 3
 _UNKNOWN_LETTERS = 2.3
-# Largest vocabulary that is taken for one learnt on a model's own captions.
-_LEARNT_VOCABULARY = 15_000
+# Largest vocabulary that is taken for one learned on a model's own captions.
+_LEARNED_VOCABULARY = 15_000
 T = TypeVar("T")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -110,7 +111,8 @@ class Encoder:
         device: str | None = None,
     ) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
-        architectures(self.folder)  # raises if it is no model folder
+        # Raises if it is no model folder.
+        architectures(self.folder)
         check_processor(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
         if precision not in {"float32", "int8"}:
@@ -125,7 +127,8 @@ class Encoder:
         settings = read_config(self.folder)
         self.least_side = max(THUMBNAIL, settings.get("image_size", THUMBNAIL))
         self._vocabulary_size = settings.get("vocab_size", math.inf)
-        self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)  # VLMoConfig's
+        # The default is that of VLMoConfig.
+        self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)
         self.rerank_weight_image_to_text = self._weight(
             settings, "rerank_weight_image_to_text", self.rerank_weight
         )
@@ -198,11 +201,12 @@ class Encoder:
         False of vocabularies as large as BERT's, which split rare words that the model may know, and of texts that are
         not in ASCII: other scripts may write words without blanks.
         """
-        if self._vocabulary_size > _LEARNT_VOCABULARY or not text.isascii():
+        if self._vocabulary_size > _LEARNED_VOCABULARY or not text.isascii():
             return False
         # As BERT's pre-tokenizer splits: words, and punctuation marks one by one.
         words = _WORD.findall(text)
-        pieces = tokens - 2  # less [CLS] and [SEP]
+        # [CLS] and [SEP] are no pieces of words.
+        pieces = tokens - 2
         return (
             pieces >= _UNKNOWN_PIECES * len(words)
             and sum(map(len, words)) <= _UNKNOWN_LETTERS * pieces

@@ -74,7 +74,8 @@ class ExactImages:
         passing: Bool[np.ndarray, " image"],
     ) -> Ranking:
         """Return images that have any of some words, or every one, those with the best matches first."""
-        assert self.find_word is not None  # callers ask whether the index has words
+        # Callers ask whether the index has words.
+        assert self.find_word is not None
         rows, scores, shares = join_rows([self.find_word(word) for word in words], every=every_word)
         passed = passing[rows]
         return self.order_matches(
@@ -117,7 +118,8 @@ class ExactImages:
     ) -> Float32[np.ndarray, " row"]:
         # One thread: a matrix product takes several, which then spin while the model could use their cores.
         vector = np.asarray(vector, np.float32)
-        if 2 * len(rows) > len(self.vectors):  # a part of most is read more slowly than all
+        # A part of most is read more slowly than all.
+        if 2 * len(rows) > len(self.vectors):
             return np.vecdot(self.vectors, vector)[rows]
         blocks = np.split(rows, range(_GATHERED, len(rows), _GATHERED))
         return np.concatenate([np.vecdot(self.vectors[block], vector) for block in blocks])

@@ -81,7 +81,8 @@ def _fault(where: str, *, columns: Collection[str]) -> str | None:
 
 def filter_error(where: str, reason: str | Exception, *, columns: Collection[str]) -> ValueError:
     """One line that names the existing columns."""
-    if isinstance(reason, Exception):  # without LanceDB's list of all columns and its own query
+    # Without LanceDB's list of all columns and its own query.
+    if isinstance(reason, Exception):
         text = plain(reason).split(" Valid fields are")[0]
         reason = re.sub(
             r"SELECT 1 FROM t WHERE .* \(sql parser error", "(sql parser error", text
@@ -115,7 +116,8 @@ def photos_passing(photos: PhotoFilter, images: pa.Table) -> Bool[np.ndarray, " 
         passed &= np.asarray(
             pc.less_equal(images["taken"], f"{photos.until}~").fill_null(fill_value=False)
         )
-    if photos.album:  # compared once for each album of the images
+    # Compared once for each album of the images.
+    if photos.album:
         albums = images["album"].combine_chunks().dictionary_encode()
         folders = "/".join(
             ["", *filter(None, unicodedata.normalize("NFC", photos.album).lower().split("/")), ""]
@@ -132,5 +134,6 @@ def photos_passing(photos: PhotoFilter, images: pa.Table) -> Bool[np.ndarray, " 
         # Haversine formula: also exact for near places, where the law of cosines is not.
         haversine = np.sin((latitude - north) / 2) ** 2
         haversine += math.cos(north) * np.cos(latitude) * np.sin((longitude - east) / 2) ** 2
-        passed &= haversine <= math.sin(angle / 2) ** 2  # not where there is no place
+        # Images without a place are never within the distance.
+        passed &= haversine <= math.sin(angle / 2) ** 2
     return passed

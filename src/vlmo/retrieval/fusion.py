@@ -33,7 +33,8 @@ def fuse_ranks(
     rank_by_vectors = {image_id: rank for rank, image_id in enumerate(by_vectors, start=1)}
     # Singular: the plural of a query is no other word.
     query_words = singular(words)
-    titles = set()  # images of which a text has no words but the query's
+    # Images of which a text has no words but the query's.
+    titles = set()
     for image_id, share in shares.items():
         if share == 1 and any(text <= query_words for text in own_words(image_id)[1]):
             titles.add(image_id)
@@ -64,7 +65,8 @@ def _raise_nameless(
 
     The best of these comes before the best of those that words find, if the model has it before that; then the next.
     """
-    nameless.reverse()  # the best is taken from the end
+    # The best is taken from the end.
+    nameless.reverse()
     for image_id in named:
         rank = rank_by_vectors.get(image_id, math.inf)
         if nameless and rank_by_vectors[nameless[-1]] < rank:

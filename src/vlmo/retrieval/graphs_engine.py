@@ -91,7 +91,8 @@ class GraphsEngine:
         # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
         self.inverse_temperature = float(np.exp(about["logit_scale"]))
 
-        @functools.cache  # a graph is loaded when it is first run
+        # A graph is loaded when it is first run.
+        @functools.cache
         def session(name: str) -> OnnxSession | OpenVinoSession:
             if name not in graphs:
                 raise ValueError("this model has no matching head")
@@ -130,9 +131,8 @@ class GraphsEngine:
         return logits[:, 1] - logits[:, 0]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        distinct = {
-            text: number for number, text in enumerate(dict.fromkeys(texts))
-        }  # pairs share a query's
+        # Pairs of a search share the query, which is encoded once.
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         encoded = self._tokenizer.encode_batch(list(distinct))
         rows = [distinct[text] for text in texts]
         ids = [encoding.ids for encoding in encoded]
@@ -144,9 +144,8 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     """Return the folder in the cache that holds the graphs of a model; the first use writes it."""
     from vlmo.folder.atomic import cached_file
 
-    settings = (
-        folder / "tokenizer_config.json"
-    )  # it has the text length, which the fingerprint leaves out
+    # It has the text length, which the fingerprint leaves out.
+    settings = folder / "tokenizer_config.json"
     length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
     target = cached_file("engines", fingerprint, length, NUM_SAMPLES)
     if _has_graphs(target, precision):
@@ -161,7 +160,8 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
         need_package(package, extra="onnx", user="the engine")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
-        if not _has_graphs(target, precision):  # another process may have written them
+        # Another process may have written them.
+        if not _has_graphs(target, precision):
             _LOGGER.info("exporting %s to ONNX, once; the graphs are kept in %s", folder, target)
             export_graphs(folder, target, int8=precision == "int8")
     return target

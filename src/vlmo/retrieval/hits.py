@@ -98,7 +98,8 @@ def hit_of(row: ImageRow, similarity: float, words: float | None = None) -> Hit:
     metadata = {}
     for name, value in row.items():
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # columns of numbers hold floats
+            # Columns of numbers hold floats.
+            value = int(value)
         if name not in _NO_METADATA:
             metadata[name] = value
     # An earlier version may have written the row, without bounds.

@@ -50,9 +50,9 @@ def write_memory(store: Store, *, partitions: int) -> None:
     codes.by_residual = False
     codes.cp.niter = _ITERATIONS
     codes.cp.max_points_per_centroid = _TRAINED_WITH
-    codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = (
-        1  # no warnings of small sets
-    )
+    # No warnings of small sets.
+    codes.cp.min_points_per_centroid = 1
+    codes.pq.cp.min_points_per_centroid = 1
     # Half floats of the best candidates are compared again: codes alone are too coarse.
     whole = faiss.IndexScalarQuantizer(
         dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
@@ -97,7 +97,8 @@ class MemoryVectors:
         query = np.asarray(vector, np.float32)[None]
         # Both (1, top).
         cosines, positions = self._index.search(query, min(top, len(self)), params=parameters)
-        is_valid = positions[0] >= 0  # -1 where there were too few
+        # FAISS fills up with -1 where there are too few.
+        is_valid = positions[0] >= 0
         return positions[0][is_valid], cosines[0][is_valid]
 
 

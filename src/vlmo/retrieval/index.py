@@ -183,7 +183,8 @@ class Index:
         Raises:
             ValueError: Something of the query is wrong, or the index is damaged.
         """
-        if query.vector is None:  # by date: of any date
+        # The order by date needs a date, whichever.
+        if query.vector is None:
             photos = replace(query.photos, since=query.photos.since or "0001")
             query = query._replace(photos=photos)
         self._check(query)
@@ -238,9 +239,8 @@ class Index:
         rows = self._store.nearest(
             vector, top=query.top, columns=columns, where=query.where, search=search
         )
-        if search is not None and len(rows) < min(
-            query.top, self.num_images
-        ):  # too few in its partitions
+        # The partitions that were searched may hold too few.
+        if search is not None and len(rows) < min(query.top, self.num_images):
             rows = self._store.nearest(vector, top=query.top, columns=columns, where=query.where)
         # LanceDB's distance is 1 - cosine.
         return Ranking(rows, np.arange(len(rows)), 1 - np.asarray(rows["_distance"]))
@@ -397,7 +397,8 @@ class Index:
             start = 0
             num_bytes = 0
             for block in self._blocks():
-                table = block.table.slice(0, count - start)  # a writer may have added rows
+                # A writer may have added rows.
+                table = block.table.slice(0, count - start)
                 vectors[start : start + len(table)] = block.vectors[: len(table)]
                 tables.append(table)
                 start += len(table)
@@ -418,7 +419,8 @@ class Index:
         def find_word(word: str) -> Rows:
             matches = self._store.matching([word], every=True, most=len(row_ids), columns=[])
             rows = pc.index_in(row_ids, value_set=matches["_rowid"].combine_chunks())
-            places = np.flatnonzero(rows.is_valid())  # a writer may have changed either
+            # A writer may have changed either.
+            places = np.flatnonzero(rows.is_valid())
             return places, np.asarray(matches["_score"])[np.asarray(rows.take(places))]
 
         return find_word

@@ -31,15 +31,13 @@ from vlmo.retrieval.words import Metadata
 
 _LARGEST = 2**53  # a column of numbers holds float64
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
-_composed = functools.partial(
-    unicodedata.normalize, "NFC"
-)  # a Mac writes letters and their accents apart
+# A Mac writes letters and their accents apart.
+_composed = functools.partial(unicodedata.normalize, "NFC")
 _CUT = 46
 _MAX_JSON = 1 << 20
 _MAX_NAME = 100  # characters of a column's name, which all hits repeat
-_TEXTS = frozenset(
-    ("album", "camera", "ocr_text", "taken", "taken_from", "title")
-)  # whatever stands in these columns
+# Columns whose values are texts, whatever stands in them.
+_TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "taken_from", "title"))
 
 
 class Annotation(NamedTuple):
@@ -176,9 +174,9 @@ def read_takeout(image: Path) -> Annotation:
     Its name is that of the image as it was uploaded, with a suffix, cut, and a number if several have that name.
     """
     stem, number, suffix = _TAKEOUT.findall(image.name)[0]
-    with contextlib.suppress(
-        OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError
-    ):  # damaged
+    # A damaged file says nothing.
+    damaged = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with contextlib.suppress(*damaged):
         for name, copy in ((image.name, ""), (f"{stem}{suffix}", number)):
             whole = f"{name}.supplemental-metadata"
             beside = _json_files(image.parent, image.parent.stat().st_mtime_ns)

@@ -22,9 +22,8 @@ _LONGEST = 1280
 
 def read_text(image: Image.Image) -> str:
     """Return the text in an image, its lines from the top with | between them. Threads may share the models."""
-    if (
-        max(image.size) < _SMALLEST
-    ):  # of letters that are a few pixels high, the detector misses many
+    # Of letters that are a few pixels high, the detector misses many.
+    if max(image.size) < _SMALLEST:
         image = ImageOps.contain(image, (_SMALLEST, _SMALLEST))
     reader = load_reader()
     try:

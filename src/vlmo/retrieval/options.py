@@ -44,7 +44,8 @@ class IndexOptions:
     metadata: Path | None = None
     store_bytes: Suppress[bool | None] = None
     ocr: Suppress[bool | None] = None
-    batch: Annotated[int, arg(name="batch-size")] = 64  # `encoder.BATCH`
+    # The same as `encoder.BATCH`, which lies beside numpy.
+    batch: Annotated[int, arg(name="batch-size")] = 64
     approximate_from: Annotated[int, arg(name="ann-threshold")] = APPROXIMATE_FROM
     remove: tuple[str, ...] = ()
     executor: Literal["local", "ray"] = "local"

@@ -263,7 +263,8 @@ class Searcher:
         # 4. Fuse both orders, and show the best.
         reranked = {hit.id: hit for hit in result.hits}
         hits = _best_hits(order, reranked, by_vectors, by_words, words=words, top=options.top)
-        if options.sort == "date":  # the newest first, and last those without a date
+        # The newest first, and last those without a date.
+        if options.sort == "date":
             hits.sort(key=_date_of, reverse=True)
         num_undated = 0
         if options.photos.since or options.photos.until:
@@ -396,7 +397,8 @@ class Searcher:
             for hit, match in zip(readable, map(float, log_odds), strict=True):
                 score = rerank_score(hit.similarity, match, weight=weight, scale=scale)
                 scored.append(replace(hit, score=score, match=match))
-        scored.sort(key=lambda hit: -hit.score)  # equal scores in the order of the vectors
+        # Equal scores in the order of the vectors.
+        scored.sort(key=lambda hit: -hit.score)
         others = sorted([*unreadable, *left], key=lambda hit: -hit.similarity)
         return SearchResult(
             [*scored, *others], num_reranked=len(scored), num_unreadable=len(unreadable)
@@ -412,7 +414,8 @@ class Searcher:
                 if kept is None:
                     missing.append(hit)
                 else:
-                    self._pixels[hit.id, hit.hash] = pixels[hit.id] = kept  # now the one used last
+                    # Now the one used last.
+                    self._pixels[hit.id, hit.hash] = pixels[hit.id] = kept
         if missing:
             (loaders,) = (yield {INDEX: [functools.partial(self._pixel_loaders, missing)]})[INDEX]
             loaded = (yield {LOAD: loaders})[LOAD]
@@ -433,7 +436,8 @@ class Searcher:
                 self._pixels[hit.id, hit.hash] = pixels
                 # All images have the model's size, and so the same number of bytes.
                 while len(self._pixels) * pixels.nbytes > _PIXEL_BYTES:
-                    del self._pixels[next(iter(self._pixels))]  # which was used least lately
+                    # The one that was used least lately.
+                    del self._pixels[next(iter(self._pixels))]
             return pixels
 
         loaders = self.index.loaders([hit.id for hit in hits], least=self.encoder.least_side)

@@ -22,7 +22,8 @@ def read_skipped(folder: Path, *, inputs: Sequence[str], most: int) -> list[dict
         contextlib.suppress(OSError, ValueError),
         (folder / QUARANTINE_FILE).open(encoding="utf-8") as lines,
     ):
-        for line in itertools.islice(lines, most):  # the last one may be cut off
+        # The last one may be cut off.
+        for line in itertools.islice(lines, most):
             files.append(_shown(json.loads(line), inputs))
     return files
 

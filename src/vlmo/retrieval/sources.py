@@ -93,9 +93,8 @@ def read_uri(path: str) -> bytes:
         return read_path(path)
     files, name = listing.open_file_system(path)
     try:
-        with cast("Any", files).open(
-            name, "rb"
-        ) as file:  # a store may send more than it has listed
+        with cast("Any", files).open(name, "rb") as file:
+            # A store may send more than it has listed.
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise OSError(
@@ -104,7 +103,8 @@ def read_uri(path: str) -> bytes:
         return data
     except (OSError, ValueError):
         raise
-    except Exception as error:  # clients of object stores have errors of their own
+    except Exception as error:
+        # Clients of object stores have errors of their own.
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
@@ -141,7 +141,8 @@ def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
         if not path.exists():
             raise ValueError(f"there is nothing at {path}; {_EXPECTED}")
         listing.regular_file(path)
-        kind = _kind(path.name.lstrip("."))  # a file that is named outright may be hidden
+        # A file that is named outright may be hidden.
+        kind = _kind(path.name.lstrip("."))
         if path.is_dir():
             yield from _below(path, seen=set(), mounts=mounts)
         elif kind is None or kind == "skipped":
@@ -155,16 +156,16 @@ def _find_local(origin: str, mounts: set[Path] | None) -> Iterator[Found]:
         matches = {
             match for pattern in listing.expand_braces(origin) for match in files.glob(pattern)
         }
-    except RecursionError as error:  # of fsspec, whose ** goes to any depth
+    # fsspec's ** goes to any depth.
+    except RecursionError as error:
         raise ValueError(
             f"{origin} cannot be listed: folders are nested too deeply; give the folder itself"
         ) from error
     if not matches:
         raise ValueError(f"{origin} matches nothing; {_EXPECTED}")
     seen: set[tuple[int, int]] = set()
-    for match in sorted(
-        map(Path, matches), key=lambda path: (path.is_symlink(), str(path))
-    ):  # as in a folder
+    # Links last, as in a folder: what they lead to may be among the others.
+    for match in sorted(map(Path, matches), key=lambda path: (path.is_symlink(), str(path))):
         if match.is_dir() and not match.name.startswith("."):
             yield from _below(match, seen=seen, mounts=mounts)
         elif (
@@ -216,7 +217,8 @@ def _below(
                 except OSError as error:
                     lost[saved] = f"the state.json in it cannot be read: {error.strerror}"
         elif (kind := _kind(path.name, has_tar=path.with_suffix(".tar").is_file)) is not None:
-            with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
+            # It was removed in the meantime.
+            with contextlib.suppress(FileNotFoundError):
                 yield _local(path, kind, root=folder)
     for path, reason in lost.items():
         yield Found(str(path), "unreadable", "", 0, str(folder), reason=reason)
@@ -351,7 +353,8 @@ class Reader:
         # Later ones replace earlier ones: the file's date is the last resort, a table knows best. Columns that only the
         # file gives come first.
         columns = dict(about.file)
-        if source.changed is not None:  # outside of the stamp, as zones differ
+        # Outside of the stamp, as zones differ.
+        if source.changed is not None:
             columns |= {**dated(source.changed, source="file"), **about.file}
         columns |= captured(read_info(data))
         if "taken" in about.metadata:

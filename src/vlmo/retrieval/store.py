@@ -110,7 +110,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, *, dim: int | None = None) -> None:
-        import lancedb  # brings pandas and clients of services, and takes a second
+        # Brings pandas and clients of services, and takes a second.
+        import lancedb
 
         self.folder = folder
         self._has_warned = set[str]()
@@ -179,7 +180,8 @@ class Store:
         """Make the full-text index, whose words `split_words` has prepared."""
         from lancedb.index import FTS
 
-        if not self.has_words:  # made by an earlier version
+        # An earlier version made the table.
+        if not self.has_words:
             self.table.add_columns(pa.schema({"full_text": pa.string()}))
         if not any("full_text" in index.columns for index in self.table.list_indices()):
             config = FTS(
@@ -323,7 +325,8 @@ class Store:
 def _among(column: str, values: Iterable[str]) -> str:
     literals = []
     for value in values:
-        text = value.encode(errors="backslashreplace").decode()  # no row's name is not UTF-8
+        # No row's name is not UTF-8.
+        text = value.encode(errors="backslashreplace").decode()
         # A quote within a text of SQL is written twice.
         literals.append("'" + text.replace("'", "''") + "'")
     return f"{column} in ({', '.join(literals)})"

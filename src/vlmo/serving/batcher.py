@@ -103,7 +103,8 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - any error belongs to the callers, who get it
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
-            else:  # the rows of one caller must not cost others their results
+            else:
+                # The rows of one caller must not cost others their results.
                 for job in jobs:
                     self._run_jobs([job])
             return

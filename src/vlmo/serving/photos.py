@@ -93,7 +93,8 @@ class _Updates(threading.Thread):
         self._stopped = threading.Event()
         self._has_run = threading.Event()
         self._error: BaseException | None = None
-        self.problem = ""  # error of the last update
+        # Error of the last update.
+        self.problem = ""
 
     def open_index(self) -> Index:
         """Open the index once it has images, or the first run has ended; raise the error that ended this."""

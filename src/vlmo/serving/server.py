@@ -104,9 +104,8 @@ def read_key(file: Path | None) -> str | None:
     """Read the API key from a file, else from VLMO_API_KEY; None without either, ValueError if the file has no text."""
     if file is None:
         return os.environ.get("VLMO_API_KEY") or None
-    key = file.read_text(
-        encoding="utf-8", errors="replace"
-    ).strip()  # settings refuse other than ASCII
+    # The settings refuse other characters than those of ASCII.
+    key = file.read_text(encoding="utf-8", errors="replace").strip()
     if not key:
         raise ValueError(f"--api-key-file {file} is empty; write the key into it")
     return key

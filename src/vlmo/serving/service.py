@@ -158,7 +158,8 @@ class Service:
                 results = await asyncio.gather(*map(do, work.keys(), work.values()))
                 try:
                     work = steps.send(dict(zip(work, results, strict=True)))
-                except ValueError as error:  # parts that cancel each other
+                except ValueError as error:
+                    # Parts that cancel each other.
                     raise ServiceError(422, str(error)) from error
         except StopIteration as end:
             return end.value
@@ -240,7 +241,8 @@ class Service:
         index = self.index()
 
         def read() -> bytes:
-            image = index.image(image_id).convert("RGB")  # always a copy
+            # `convert` gives a copy, so that the thumbnail changes nothing.
+            image = index.image(image_id).convert("RGB")
             image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
             return image_bytes(image, "JPEG", quality=90)
 
