@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         _dispatch(_import_modules(list(arguments)))
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough.
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     except ModuleNotFoundError as error:
         extra, _ = _EXTRAS.get(arguments[0], ("train", ""))
@@ -137,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(str(error), code=1)
     except KeyboardInterrupt:
-        # 128 + 2, as shells report SIGINT.
-        _fail("interrupted", code=130)
+        _fail("interrupted", code=130)  # as shells report SIGINT
 
 
 def _tune_process() -> None:

@@ -182,8 +182,7 @@ def parse(
         with contextlib.redirect_stderr(box):
             return read(args=arguments)
     except SystemExit as end:
-        # --help ends without an error.
-        if not end.code:
+        if not end.code:  # after --help
             raise
     message = _without_frame(box.getvalue())
     # Who asks for unknown words reads them as options of a recipe.

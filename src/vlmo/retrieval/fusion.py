@@ -31,17 +31,16 @@ def fuse_ranks(
         own_words: Words of an image's own texts.
     """
     rank_by_vectors = {image_id: rank for rank, image_id in enumerate(by_vectors, start=1)}
-    # Singular: the plural of a query is no other word.
-    query_words = singular(words)
+    query_words = singular(words)  # the plural of a query is no other word
     # Images of which a text has no words but the query's.
     titles = set()
-    for image_id, share in shares.items():
-        if share == 1 and any(text <= query_words for text in own_words(image_id)[1]):
-            titles.add(image_id)
     scores: dict[str, float] = {}
     # By words: rank + 60 in the denominator, so that the first few ranks do not decide alone.
     for rank, (image_id, share) in enumerate(shares.items(), start=1):
-        weight = 3 if image_id in titles else 2
+        weight = 2
+        if share == 1 and any(text <= query_words for text in own_words(image_id)[1]):
+            titles.add(image_id)
+            weight = 3
         scores[image_id] = weight * share**2 / (_RANK + rank)
     for image_id, rank in rank_by_vectors.items():
         scores[image_id] = scores.get(image_id, 0) + 1 / (_RANK + rank)
