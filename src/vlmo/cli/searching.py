@@ -84,6 +84,7 @@ def index(
     from vlmo.data.rows import first_reasons, read_lines
     from vlmo.retrieval import build_index
 
+    # A flag that is not given stands for what the last run did.
     report = build_index(
         engines.encoder(folder),
         images,
@@ -122,6 +123,7 @@ def embed(
 
     lines: list[str] = []
     if texts is not None:
+        # Empty lines are no texts.
         lines = [*filter(None, map(str.strip, texts.read_text(encoding="utf-8").splitlines()))]
     number, bad = write_vectors(
         engines.encoder(folder), out, images=images, texts=lines, console=_STDERR
@@ -322,6 +324,7 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
         say_json(as_json(query, result))
         return
     if result.hits:
+        # rich takes 80 columns where there is no terminal, and would break all paths.
         width = None if sys.stdout.isatty() else _WIDTH
         Console(soft_wrap=True, width=width).print(as_table(query, result))
         if query:

@@ -46,11 +46,13 @@ QUESTIONS = "shapes-questions"
 STATEMENTS = "shapes-statements"
 CONTRAST = "shapes-contrast"
 CHANCE = "Chance"
-SHORTLIST = 32  # images that the fusion encoder orders
+# Images that the fusion encoder orders.
+SHORTLIST = 32
 
 _NUM_SHOWN = 6
 _TOP = 5
-_GROUP = 4  # statements with the same sentence stand together
+# Statements with the same sentence stand together.
+_GROUP = 4
 _KINDS = {
     "object": "another shape",
     "color": "another color",
@@ -69,7 +71,8 @@ STEPS = {
     QUESTIONS: 21.0,
     STATEMENTS: 30.0,
 }
-EVALUATION_SECONDS = 23.0  # of all that follows the last stage
+# Seconds of all that follows the last stage.
+EVALUATION_SECONDS = 23.0
 
 
 def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[str, Recipe]:
@@ -78,6 +81,7 @@ def quickstart_recipes(run: Path, *, scale: float = 1.0, seed: int = 0) -> dict[
     for name in STEPS:
         # All is measured once, at the end.
         recipe = dataclasses.replace(find_recipe(name), seed=seed, evaluate_on=None)
+        # Stages start from the models of this quickstart, not from those of the recipes' own runs.
         if isinstance(recipe.task, VisionTask):
             recipe = dataclasses.replace(recipe, task=VisionTask(str(run / TOKENIZER / "model")))
         if recipe.init is not None:
@@ -136,6 +140,7 @@ def _train(run: Path, *, scale: float, seed: int, console: Console) -> float:
     remaining = scale * sum(STEPS.values()) + EVALUATION_SECONDS
     recipes = quickstart_recipes(run, scale=scale, seed=seed)
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
+        # By the speed so far: machines differ several times.
         pace = seconds / expected if seconds else 1.0
         left = timedelta(seconds=round(remaining * pace))
         console.print(
@@ -166,6 +171,7 @@ def _evaluate(run: Path, *, scale: float, console: Console) -> dict[str, TaskRes
         rows = open_source(source, split="test")
         limit = None
         if scale < 1:
+            # Whole groups of statements with the same sentence.
             limit = max(2 * SHORTLIST, _GROUP * round(scale * len(rows) / _GROUP))
         results[source] = evaluate(
             model,
@@ -208,6 +214,7 @@ def scores_by_row(retrieval: TaskResult, binding: TaskResult) -> dict[str, Score
 def _metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
     questions = results[QUESTIONS]
     rows = scores_by_row(results["shapes"], results[BINDING])
+    # The first metric is that of all questions; others are of their kinds.
     accuracy = next(iter(questions.metrics))
     rows[QUESTION_ROW] = (None, questions.metrics[accuracy], questions.chance[accuracy])
     rows[STATEMENT_ROW] = (None, results[STATEMENTS].metrics["accuracy"], 0.5)
@@ -282,6 +289,7 @@ def examples(
             continue
         names = row["rerank_found"][:_TOP]
         image = images[row["image_id"]]
+        # Ranks count from 1: the first one is the dual encoder's.
         if row["rank"] == 1 < row["rerank_rank"]:
             lost += 1
         if row["rank"] > 1 == row["rerank_rank"]:

@@ -79,6 +79,7 @@ def is_released(folder: str | PathLike) -> bool:
 
     from vlmo.released.download import cached_model
 
+    # What is there is shared by all runs, which a changed file would change.
     kept = {FOLDER, cached_model("").absolute(), Path(HF_HUB_CACHE).absolute()}
     return not kept.isdisjoint(Path(find_model(folder)).absolute().parents)
 

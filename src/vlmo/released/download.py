@@ -136,6 +136,7 @@ def _fetch_file(address: str) -> Path:
     name = address.rpartition("/")[2]
     path = _downloads() / name
     mirror = os.environ.get(MIRROR, "")
+    # Files that were put there by hand come before the network.
     folders = [cache_folder() / "files"]
     if mirror and "://" not in mirror:
         folders.append(Path(mirror).expanduser())

@@ -48,6 +48,7 @@ class NamedModel:
         """Options of `vlmo.tasks.evaluate` for images as its publication evaluates it: unilm, `build_transform`."""
         if self.task != "classification":
             return {}
+        # The middle 224 of 256 pixels; from 384 pixels on, and for BEiT-3, whole images.
         if self.layout == "beit" and self.image_size < 384:
             return {"center_crop": 224 / 256}
         return {"center_crop": 1.0}

@@ -60,8 +60,10 @@ _HINT = "GET /openapi.json describes every field"
 # each takes microseconds under Python's lock and hundreds of bytes.
 _MAX_VALUES = 4000
 _VALUES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
-_MAX_NAME = 60  # characters of a name in a body that an error repeats
-_PARSERS = 2  # bodies that are parsed at a time: each takes several times its size
+# Characters of a name in a body that an error repeats.
+_MAX_NAME = 60
+# Bodies that are parsed at a time: each takes several times its size.
+_PARSERS = 2
 
 B = TypeVar("B", bound=Body)
 Work: TypeAlias = Coroutine[object, None, Answer | bytes]
@@ -88,6 +90,7 @@ class State:
         self.metrics = Metrics()
         self.admitted = 0
         self.stopping = False
+        # Beside the event loop, which megabytes of JSON would hold up for all requests.
         self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="vlmo-parser")
 
     @asynccontextmanager
@@ -164,6 +167,7 @@ def create_app(parts: Parts, settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         Guard, settings=settings, metrics=state.metrics, stopping=lambda: state.stopping
     )
+    # Starlette calls the middleware first that was added last: CORS answers preflight requests itself.
     if settings.cors_origin:
         app.add_middleware(
             CORSMiddleware,

@@ -34,7 +34,8 @@ _USUAL_BYTES = 300_000_000  # always allowed beside the image
 _LONGEST_S = 60.0
 _LONGEST_REASON = 2**16
 _M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = 16 << 20  # Pillow's images are made of blocks of this size
+# Pillow's images are made of blocks of this size.
+_LARGE_BLOCK = 16 << 20
 _SIZE = Path("/proc/self/statm")
 
 # A file is sent as its length and its bytes; the answer is width, height, processor time and pixels, or 0, a length,
@@ -138,6 +139,7 @@ class Decoders:
     def _ask(self, process: subprocess.Popen[bytes], data: bytes) -> tuple[int, int, float, bytes]:
         stdin = cast("BinaryIO", process.stdin)
         stdout = cast("BinaryIO", process.stdout)
+        # A worker that is stopped takes no processor time, and so never meets its limit.
         timer = threading.Timer(_LONGEST_S, process.kill)
         timer.start()
         try:

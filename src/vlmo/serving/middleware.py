@@ -47,7 +47,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_LINGER_S = 1.0  # in which a client that still sends can read why its request was refused
+# Seconds in which a client that still sends can read why its request was refused.
+_LINGER_S = 1.0
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 

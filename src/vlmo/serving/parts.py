@@ -53,6 +53,7 @@ def answer_scores(
         outputs = answerer.model(**inputs.to(answerer.model.device, answerer.model.dtype))
         return outputs.logits.float().sigmoid().cpu()
 
+    # Only images of one shape fit into one tensor.
     return torch.stack(by_shape(questions, score, shape=lambda question: question[0].shape))
 
 

@@ -26,11 +26,16 @@ from vlmo.serving.server import serve
 from vlmo.serving.settings import Settings
 
 _READ = {*IMAGE_SUFFIXES, *SHARD_SUFFIXES, *TABLE_SUFFIXES, ".json"}
-_SETTLED_S = 2.0  # after a change, until the index is updated
-_AGAIN_S = 60.0  # after an error, until it is tried again
-_UNWATCHED_S = 600.0  # between two updates for a folder that cannot be watched
-_STEP_MS = 100  # between two looks at what has changed
-_BATCH = 8  # images that a search on the same processor has to wait for
+# Seconds after a change, until the index is updated.
+_SETTLED_S = 2.0
+# Seconds after an error, until it is tried again.
+_AGAIN_S = 60.0
+# Seconds between two updates for a folder that cannot be watched.
+_UNWATCHED_S = 600.0
+# Milliseconds between two looks at what has changed.
+_STEP_MS = 100
+# Images that a search on the same processor has to wait for.
+_BATCH = 8
 _LOGGER = logging.getLogger(__name__)
 
 

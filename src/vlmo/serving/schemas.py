@@ -29,12 +29,17 @@ MAX_TEXTS = 256  # of a request
 MAX_IMAGES = 16
 MAX_TOP = 200  # results
 MAX_OFFSET = 9700  # results before these
-MAX_FILES = 1000  # that are not in the index, of an answer
+# Files that are not in the index, of an answer.
+MAX_FILES = 1000
 MAX_PARTS = 8  # of a query beside the first
-MAX_RERANK = 128  # candidates of a request that the fusion encoder scores
-MAX_CHARACTERS = 1000  # of a text, of which the model reads the first 40 or 64 tokens
-MAX_FILTER = 500  # characters: a few hundred terms nest less deeply than any parser minds
-_MAX_REASON = 300  # characters of an error, which may repeat a name or value of the request
+# Candidates of a request that the fusion encoder scores.
+MAX_RERANK = 128
+# Characters of a text, of which the model reads the first 40 or 64 tokens.
+MAX_CHARACTERS = 1000
+# Characters of a filter: a few hundred terms nest less deeply than any parser minds.
+MAX_FILTER = 500
+# Characters of an error, which may repeat a name or value of the request.
+_MAX_REASON = 300
 # Headers that an error of a status needs (RFC 9110).
 _ERROR_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 

@@ -28,15 +28,19 @@ from vlmo.serving.settings import Settings
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _MAX_PORT = 65_535
-_CLOSING_S = 5.0  # that closing may take after the last request
-_AT_ONCE_S = 1.0  # in which more signals count as the first; a later one breaks off what runs
+# Seconds that closing may take after the last request.
+_CLOSING_S = 5.0
+# Seconds in which more signals count as the first; a later one breaks off what runs.
+_AT_ONCE_S = 1.0
 _TRIM_EVERY_S = 10.0
 # Seconds without a request. Clients and proxies reuse connections for 5 to 60, and lose a request
 # if it crosses the end of one: uvicorn's 5 is too little.
 _KEPT_OPEN_S = 75
 _CONNECTIONS = 1000  # at a time
-_BACKLOG = 100  # connections that asyncio accepts before it looks at one
-_OTHER_FILES = 300  # open files that are no connections, mostly of the index
+# Connections that asyncio accepts before it looks at one.
+_BACKLOG = 100
+# Open files that are no connections, mostly of the index.
+_OTHER_FILES = 300
 _WARN_EVERY_S = 60.0
 _LOGGER = logging.getLogger(__name__)
 

@@ -41,7 +41,8 @@ from vlmo.serving.schemas import ServiceError
 from vlmo.serving.settings import Settings
 from vlmo.serving.uploads import DECODERS, Uploads
 
-_LARGEST_SIDE = 2048  # pixels of an image of the index that is sent
+# Pixels of an image of the index that is sent.
+_LARGEST_SIDE = 2048
 # Fields of a hit that clients see: its path is the server's own.
 _HIT_FIELDS = (
     "id",
@@ -106,6 +107,7 @@ class Service:
         for number, content in enumerate(request.input):
             vector = (image_vectors if content.text is None else text_vectors).pop(0)
             embedding = vector.tolist()
+            # OpenAI's clients ask for base64, which is a quarter of the size of numbers in JSON.
             if request.encoding_format == "base64":
                 embedding = base64.b64encode(vector.astype("<f4")).decode()
             data.append({"object": "embedding", "index": number, "embedding": embedding})
@@ -344,6 +346,7 @@ class Service:
 
     async def _run(self, kind: str, rows: Sequence[Any]) -> list[Any]:
         """Return results of the model for rows of one request, in parts of at most a batch."""
+        # Other requests get in between the parts.
         size = self._settings.max_batch
         parts = [
             self._batcher.submit(kind, rows[start : start + size])

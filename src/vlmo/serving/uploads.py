@@ -14,7 +14,8 @@ from vlmo.serving.decoder import ClosedError, Decoders
 from vlmo.serving.schemas import BusyError, ServiceError, StoppingError
 from vlmo.serving.settings import Settings
 
-DECODERS = 2  # images that are decoded and resized at a time
+# Images that are decoded and resized at a time.
+DECODERS = 2
 # Images of the largest size, or of the longest time to decode, that all those of a request may cost
 # together: phones' photographs that fill a request cost two.
 _MOST_IMAGES = 4
