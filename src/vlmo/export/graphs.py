@@ -39,13 +39,6 @@ class Graph:
         """True if texts are among the inputs."""
         return IDS in self.inputs
 
-    @property
-    def dynamic_axes(self) -> tuple[dict[int, str], ...]:
-        """Names of the axes whose size is free, by input."""
-        return tuple(
-            {0: "batch"} if name == PIXELS else {0: "batch", 1: "text"} for name in self.inputs
-        )
-
 
 class GraphModule(nn.Module):
     """A graph of a model as a module, as exporters need it."""

@@ -213,11 +213,10 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     longest = model.config.max_text_positions
-    axes = {
-        "batch": torch.export.Dim("batch", min=1),
-        "text": torch.export.Dim("text", min=_MIN_TEXT, max=longest),
-    }
-    shapes = tuple({axis: axes[name] for axis, name in free.items()} for free in graph.dynamic_axes)
+    batch = torch.export.Dim("batch", min=1)
+    text = torch.export.Dim("text", min=_MIN_TEXT, max=longest)
+    # Axes whose size is free, by input.
+    shapes = [{0: batch} if name == PIXELS else {0: batch, 1: text} for name in graph.inputs]
     # Sizes that stand for no other axis of the model by chance.
     example = noise(graph, model.config, batch=3, length=min(7, longest), seed=0)
     with warnings.catch_warnings():
@@ -232,7 +231,7 @@ def _convert(model: models.VLMoPreTrainedModel, graph: Graph, file: Path) -> boo
             GraphModule(model, graph).eval(),
             example,
             dynamo=True,
-            dynamic_shapes=(shapes,),
+            dynamic_shapes=(tuple(shapes),),
             opset_version=OPSET,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),

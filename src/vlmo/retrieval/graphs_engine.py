@@ -10,11 +10,12 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
+from tokenizers import Tokenizer
 
 from vlmo.export.sessions import (
     DESCRIPTION,
@@ -32,9 +33,6 @@ from vlmo.export.sessions import (
 from vlmo.folder import file_in
 from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 EngineName = Literal["torch", "onnx", "openvino"]
 CALIBRATION = "emoji-pairs"
@@ -91,8 +89,7 @@ class GraphsEngine:
         # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
         self.inverse_temperature = float(np.exp(about["logit_scale"]))
 
-        # A graph is loaded when it is first run.
-        @functools.cache
+        @functools.cache  # a graph is loaded when it is first run
         def session(name: str) -> OnnxSession | OpenVinoSession:
             if name not in graphs:
                 raise ValueError("this model has no matching head")
@@ -104,7 +101,11 @@ class GraphsEngine:
             return OnnxSession(file)
 
         self._session = session
-        self._tokenizer = _load_tokenizer(written, about["text"])
+        text = about["text"]
+        tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
+        tokenizer.enable_truncation(text["max_length"])
+        tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
+        self._tokenizer = tokenizer
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""
@@ -204,15 +205,6 @@ def calibration_samples(folder: Path) -> dict[str, np.ndarray]:
 def _has_graphs(folder: Path, precision: Precision) -> bool:
     graphs = read_description(folder)["graphs"] if (folder / DESCRIPTION).is_file() else {}
     return bool(graphs) and all(graph[precision] is not None for graph in graphs.values())
-
-
-def _load_tokenizer(folder: Path, about: Description) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file_in(folder, about["tokenizer"])))
-    tokenizer.enable_truncation(about["max_length"])
-    tokenizer.enable_padding(pad_id=about["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
-    return tokenizer
 
 
 def _pixel_values(pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image 3 height width"]:

@@ -265,7 +265,9 @@ class Searcher:
         hits = _best_hits(order, reranked, by_vectors, by_words, words=words, top=options.top)
         # The newest first, and last those without a date.
         if options.sort == "date":
-            hits.sort(key=_date_of, reverse=True)
+            hits.sort(
+                key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True
+            )
         num_undated = 0
         if options.photos.since or options.photos.until:
             num_undated = sum(not hit.is_dated for hit in hits)
@@ -510,10 +512,6 @@ def _best_hits(
         replace(hits[image_id], score=scores[image_id], words=shares.get(image_id))
         for image_id in best
     ]
-
-
-def _date_of(hit: Hit) -> tuple[bool, str]:
-    return hit.is_dated, str(hit.metadata.get("taken") or "")
 
 
 def _checked(text: str) -> str:

@@ -83,9 +83,9 @@ def build(
 
     start = Start.of(recipe)
     run, processor = _inputs(recipe, run_dir=run_dir, start=start)
-    beside: list[tuple[str, Recipe, RunContext]] = []
-    for name, part in task.beside(recipe).items():
-        beside.append((name, part, _run_beside(part, run, name)))
+    beside = [
+        (name, part, _run_beside(part, run, name)) for name, part in task.beside(recipe).items()
+    ]
 
     # Objective, with the initial weights of a recipe's seed.
     torch.manual_seed(recipe.seed)
