@@ -388,6 +388,6 @@ def test_wrong_use_is_one_line(gallery, tmp_path, capsys) -> None:
         ([str(tmp_path / "nowhere")], "is no folder; name the one"),
         ([str(tmp_path / "empty"), "--model", model], "holds no image"),
         ([folder, "--model", model, "--index", str(other)], "was made with another model"),
-        ([folder, "--model", "vlmo-smal"], "Did you mean vlmo-small?"),
+        ([folder, "--model", "vlmo-smal"], "did you mean 'vlmo-small'?"),
     ):
         assert reason in refused(["photos", *words, "--port", "0", "--no-open"], capsys)

@@ -85,7 +85,10 @@ class PhotoFilter:
 
     @property
     def circle(self) -> tuple[float, float, float] | None:
-        """Latitude and longitude of `near`, and the angle of its distance at the center of the earth, in radians."""
+        """Latitude and longitude of `near`, and the angle of its distance at the center of the earth, in radians.
+
+        ValueError for a text of another form.
+        """
         if not self.near:
             return None
         match = _CIRCLE.fullmatch(self.near)
