@@ -196,8 +196,9 @@ def time_graph(
 ) -> dict[str, Any]:
     """Rates of one graph for each batch size."""
     module = GraphModule(model, graph)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # which the engines read
     sessions = {
-        name: session(folder / file["file"], num_threads=options.threads)
+        name: session(folder / file["file"])
         for name, (session, precision) in GRAPHS.items()
         if (file := written[precision]) is not None
     }
