@@ -246,9 +246,9 @@ def test_images_are_captioned_one_by_one_and_by_folders(folders, picture, capsys
     [
         ("predict", "Missing from vlmo predict: MODEL_FOLDER"),
         ("predict nowhere --image PICTURE", "is no model folder"),
-        ("predict vlmo-smal --image PICTURE", "Did you mean vlmo-small?"),
-        ("evaluate vlmo-base-cocoo", "Did you mean vlmo-base-coco?"),
-        ("index vlmo-smal PICTURE --out new", "Did you mean vlmo-small?"),
+        ("predict vlmo-smal --image PICTURE", "did you mean 'vlmo-small'?"),
+        ("evaluate vlmo-base-cocoo", "did you mean 'vlmo-base-coco'?"),
+        ("index vlmo-smal PICTURE --out new", "did you mean 'vlmo-small'?"),
         ("predict RETRIEVAL --image PICTURE --question why?", "texts and a question"),
         ("predict CLASSIFICATION --image x.png", "x.png"),
         ("predict VQA --image PICTURE --question why? --tpo 2", "did you mean --top?"),
