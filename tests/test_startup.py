@@ -35,9 +35,8 @@ def run(code: str, *arguments: Path) -> str:
         command, env=given, capture_output=True, text=True, timeout=600, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert not any(
-        words in ended.stderr for words in ("it/s]", "a model of type")
-    )  # bars and warnings of libraries
+    # bars and warnings of libraries
+    assert not any(words in ended.stderr for words in ("it/s]", "a model of type"))
     return ended.stdout
 
 

@@ -28,11 +28,10 @@ def make_batch() -> dict[str, Tensor]:
     mask[2, 5:] = 0
     ids = ids * mask
     labels = torch.full_like(ids, -100)
-    labels[0, 2], labels[1, 3:5], labels[6, 9] = (
-        ids[0, 2],
-        ids[1, 3:5],
-        ids[6, 9],
-    )  # uneven over the halves
+    # uneven over the halves
+    labels[0, 2] = ids[0, 2]
+    labels[1, 3:5] = ids[1, 3:5]
+    labels[6, 9] = ids[6, 9]
     masked = ids.clone()
     masked[labels != -100] = 3
     patches = torch.rand(GLOBAL_BATCH, 16, generator=generator).argsort(1) < 6

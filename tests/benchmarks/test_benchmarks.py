@@ -61,11 +61,9 @@ def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, mo
     script = importlib.import_module(name)
     arguments, path = SMALLEST[name]
     more = MAKE_SMALL[name](script, monkeypatch, tmp_path, shared_folder) or []
-    out, cores, threads = (
-        tmp_path / "results" / "result.json",
-        os.sched_getaffinity(0),
-        torch.get_num_threads(),
-    )
+    out = tmp_path / "results" / "result.json"
+    cores = os.sched_getaffinity(0)
+    threads = torch.get_num_threads()
     script.main([*arguments.split(), *more, "--out", str(out)])
     torch.set_num_threads(threads)
     found = json.loads(out.read_text())
@@ -126,6 +124,5 @@ def test_both_sides_of_a_stage_3_step_have_the_same_losses_and_gradients() -> No
     ours, plain = (steps[side]() for side in sides)
     assert ours == pytest.approx(plain, abs=TOLERANCE)
     assert all(value > 0 for value in ours.values())
-    assert (
-        stage3_step.compare_gradients(model, steps) < TOLERANCE
-    )  # the plain step's scores are float32
+    # the plain step's scores are float32
+    assert stage3_step.compare_gradients(model, steps) < TOLERANCE

@@ -67,11 +67,9 @@ def page(tmp_path_factory) -> ElementTree.Element:
     images = [
         Image.new("RGBA", (72, 72), (40 * number, 90, 250 - 20 * number)) for number in range(6)
     ]
-    dual, fused, chance = (
-        {"Texts": 0.118},
-        {"Texts": 0.161, "Questions": 0.9},
-        {"Texts": 0.002, "Questions": 0.5},
-    )
+    dual = {"Texts": 0.118}
+    fused = {"Texts": 0.161, "Questions": 0.9}
+    chance = {"Texts": 0.002, "Questions": 0.5}
     found = {"text": NASTY, "images": images[:5], "correct": 2, "rank": 3, "answer": images[2]}
     path = write_report(
         tmp_path_factory.mktemp("report") / "new" / "report.html",

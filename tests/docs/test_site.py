@@ -128,9 +128,8 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
         faults += [
             f"{page}: vlmo {command} has no {option}" for option in options if option not in shown
         ]
-    known = " ".join(
-        ["--import", "--imagenet_default_mean_and_std", *helps.values()]
-    )  # the latter is timm's
+    # the latter is timm's
+    known = " ".join(["--import", "--imagenet_default_mean_and_std", *helps.values()])
     for page in PAGES:
         alone = re.findall(
             r"--[a-z][\w.-]*", " ".join(re.findall(r"`(--[^`]+)`", page.read_text()))

@@ -123,8 +123,6 @@ def test_evaluate_repeats_the_figures(run, tmp_path):
             str(out),
         ]
     )
-    again, first = (
-        json.loads(out.read_text())["metrics"],
-        json.loads((run / "shapes.json").read_text())["metrics"],
-    )
+    again = json.loads(out.read_text())["metrics"]
+    first = json.loads((run / "shapes.json").read_text())["metrics"]
     assert again == {name: first[name] for name in again}

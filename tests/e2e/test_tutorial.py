@@ -48,9 +48,8 @@ def commands() -> list[list[str]]:
         for line in (block.splitlines() or [words])
         if line.startswith("vlmo ")
     ]
-    return [
-        words for line in lines if len(words := shlex.split(line)[1:]) > 1
-    ]  # a bare `vlmo evaluate` is a name
+    # a bare `vlmo evaluate` is a name
+    return [words for line in lines if len(words := shlex.split(line)[1:]) > 1]
 
 
 def shortened(words: list[str]) -> list[str]:

@@ -86,9 +86,8 @@ def test_report_has_paired_intervals() -> None:
     }
     shown = report(seeds, "icons")
     assert "| `masks` | 1,200 | 10 to 12 | 50.0 | 50.0 | 50.0 |" in shown
-    assert (
-        f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 3}" in shown
-    )  # deviation 2, 4.303 * 2 / sqrt(3)
+    # deviation 2, 4.303 * 2 / sqrt(3)
+    assert f"| `masks` - `stages` |{' -10.0 ± 5.0 |' * 3}" in shown
     assert f"| `masks and contrast` - `stages` |{' +0.0 ± 0.0 |' * 3}" in shown
 
 

@@ -32,10 +32,8 @@ def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(
         quickstart_seeds, "without_false_captions", lambda _, *, seed, **__: {"seed": seed}
     )
-    out, command = (
-        tmp_path / "out.json",
-        ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")],
-    )
+    out = tmp_path / "out.json"
+    command = ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")]
     with pytest.raises(SystemExit, match="--without is 1; give one of --seeds"):
         quickstart_seeds.main([*command, "--out", str(out)])
     quickstart_seeds.main([*command, "--out", str(out), "--without", "4"])

@@ -152,10 +152,8 @@ def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
         [name, "stage 1, masked image modeling; vocabulary", NOT_STATED],
         [f"`{targets}`", f"whatever `{targets}` was trained on: its card does not say", NOT_STATED],
     ]
-    stage2, stage3 = (
-        "stage 2, masked language modeling",
-        "stage 3, contrast, masked language modeling and matching",
-    )
+    stage2 = "stage 2, masked language modeling"
+    stage3 = "stage 3, contrast, masked language modeling and matching"
     second = [[name, f"{stage2}; {first[0][1]}", NOT_STATED], first[1]]
     third = [[name, f"{stage3}; {second[0][1]}", NOT_STATED], first[1]]
     assert [cells(section(chain[number], "Data")) for number in (1, 2, 3)] == [first, second, third]

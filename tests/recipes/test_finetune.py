@@ -132,10 +132,8 @@ def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:
         192,
         24,
     )
-    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (
-        16,
-        100,
-    )  # 16 <= 29 rows of 30, or fewer
+    # 16 <= 29 rows of 30, or fewer
+    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (16, 100)
 
 
 def test_data_that_tell_no_task_are_refused(tmp_path, capsys) -> None:

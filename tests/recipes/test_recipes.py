@@ -191,10 +191,8 @@ def test_settings_of_the_paper(task):
         grown = dataclasses.replace(recipe.model, image_size=224, drop_path_rate=0.1)
         assert grown == find_recipe(f"{size}-stage3").model  # nothing else changes on the way
     plusplus = find_recipe("large-plusplus-stage3").loader
-    assert (plusplus.global_batch_size, plusplus.accumulation) == (
-        16_384,
-        1,
-    )  # the contrast sees the whole batch
+    # the contrast sees the whole batch
+    assert (plusplus.global_batch_size, plusplus.accumulation) == (16_384, 1)
 
 
 def test_unknown_recipe_names_the_nearest():

@@ -106,10 +106,8 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not
 
 
 def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_path):
-    long, short = (
-        make("base-stage3", steps=6, save_every=3),
-        make("base-stage3", steps=3, save_every=3),
-    )
+    long = make("base-stage3", steps=6, save_every=3)
+    short = make("base-stage3", steps=3, save_every=3)
     assert run_processes(fit, short, tmp_path / "two") == ["finished"] * 2
     # The same run, only longer: what a run of two processes has when it is cut off after step 3.
     (tmp_path / "two" / "recipe.json").unlink()

@@ -49,11 +49,9 @@ def test_the_package_keeps_the_same_drawings_for_testing() -> None:
 
 
 def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
-    names, train, new = (
-        english_names(),
-        sets["drawings-pairs/train"],
-        sets["drawings-concepts/test"],
-    )
+    names = english_names()
+    train = sets["drawings-pairs/train"]
+    new = sets["drawings-concepts/test"]
     held_out = {caption for (caption,) in new["captions"]}
     for image_id in train["image_id"]:
         codes = image_id.split("/")[1]
@@ -61,16 +59,13 @@ def test_new_concepts_are_absent_in_every_style_variant_and_look(sets) -> None:
     hidden = _installed().hidden_names
     assert all(is_hidden(caption, hidden) for caption in held_out)
     # In both styles: `emoji-pairs` holds the drawings of the new concepts.
-    pairs, codes = (
-        sets["emoji-pairs/train"],
-        {image_id.split("/")[1] for image_id in new["image_id"]},
-    )
+    pairs = sets["emoji-pairs/train"]
+    codes = {image_id.split("/")[1] for image_id in new["image_id"]}
     drawn = [
         row for row, image_id in enumerate(pairs["image_id"]) if image_id.split("/")[1] in codes
     ]
-    assert (
-        290 < len(drawn) <= 300
-    )  # some of OpenMoji's look like its test drawings, and so are in no set
+    # some of OpenMoji's look like its test drawings, and so are in no set
+    assert 290 < len(drawn) <= 300
     found = _installed()
     drawings = [*found.twemoji.values(), *found.openmoji.values()]
     looks = {f"{each.style}/{each.codes}": each.small for each in drawings}

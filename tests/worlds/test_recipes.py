@@ -50,9 +50,8 @@ def test_steps_form_a_chain_that_reads_nothing_about_held_out_concepts():
         for recipe in recipes
         for name in (*recipe.data.source.split("+"), *recipe.text.learn_from)
     }
-    prepared = {
-        name for name in read if name.startswith("data/")
-    }  # their splits "train" hold nothing of the tests
+    # their splits "train" hold nothing of the tests
+    prepared = {name for name in read if name.startswith("data/")}
     assert (
         prepared
         == {f"data/{name}" for name in worlds.PREPARED}

@@ -52,10 +52,8 @@ def released(folder, tmp_path_factory):
 
 
 def test_release_stores_half_the_bytes_and_keeps_single_numbers(folder, released):
-    before, after = (
-        load_file(folder / "model.safetensors"),
-        load_file(released / "model.safetensors"),
-    )
+    before = load_file(folder / "model.safetensors")
+    after = load_file(released / "model.safetensors")
     assert before.keys() == after.keys()
     kinds = {
         after[name].dtype

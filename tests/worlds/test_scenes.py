@@ -120,9 +120,8 @@ def test_rows_are_those_of_earlier_versions(name, pools, monkeypatch):
     monkeypatch.setattr(scenes, "pools", lambda: pools)
     for numbers, count in TINY.items():
         monkeypatch.setattr(scenes, numbers, dict.fromkeys(vars(scenes)[numbers], count))
-    monkeypatch.setattr(
-        scenes, "NUM_PIXELS", {"train": 30, "test": 15}
-    )  # the toy artist draws animals alone
+    # the toy artist draws animals alone
+    monkeypatch.setattr(scenes, "NUM_PIXELS", {"train": 30, "test": 15})
     _, splits = scenes.SETS[name]()
     text = json.dumps(splits, sort_keys=True, default=bytes.hex)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
@@ -188,9 +187,8 @@ def test_no_question_alone_tells_its_answer(pools):
         answers = [rows[number]["answers"][0] for number in chosen]
         half = len(chosen) // 2
         model = LogisticRegression(max_iter=200).fit(words[chosen[:half]], answers[:half])
-        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, (
-            kind
-        )  # three standard errors of 90
+        # three standard errors of 90
+        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, kind
     assert all(shapes.ANSWERS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
 
 

@@ -83,11 +83,9 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
         name: load_file(run / name / "model" / "model.safetensors")
         for name in (*runs[-4:], "names-mean")
     }
-    last, start, released = (
-        weights["released"],
-        weights["names-mean"],
-        load_file(out / "model.safetensors"),
-    )
+    last = weights["released"]
+    start = weights["names-mean"]
+    released = load_file(out / "model.safetensors")
     assert start.keys() == released.keys()
     for name in start:
         seeds = [weights[each][name] for each in runs[-4:-1]]
