@@ -72,12 +72,7 @@ def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> l
     ]
     patch.setattr(script, "open_source", lambda *_, **__: rows)
     patch.setattr(script, "subprocess", SimpleNamespace(Popen=serve, DEVNULL=subprocess.DEVNULL))
-    return [
-        "--model",
-        str(trained_folder(folder / "model", steps=1)),
-        "--index",
-        str(folder / "index"),
-    ]
+    return f"--model {trained_folder(folder / 'model', steps=1)} --index {folder / 'index'}".split()
 
 
 def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:

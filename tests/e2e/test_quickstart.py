@@ -109,20 +109,7 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
 def test_evaluate_repeats_the_figures(run, tmp_path):
     out = tmp_path / "figures.json"
     model, limit = str(run / "shapes-stage3" / "model"), str(TEST_ROWS)
-    main(
-        [
-            "evaluate",
-            model,
-            "--data",
-            "shapes",
-            "--rerank",
-            "0",
-            "--limit",
-            limit,
-            "--out",
-            str(out),
-        ]
-    )
+    main(f"evaluate {model} --data shapes --rerank 0 --limit {limit} --out {out}".split())
     again = json.loads(out.read_text())["metrics"]
     first = json.loads((run / "shapes.json").read_text())["metrics"]
     assert again == {name: first[name] for name in again}

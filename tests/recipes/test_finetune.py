@@ -81,18 +81,7 @@ def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
 def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys) -> None:
     data, run = tmp_path / "photos", tmp_path / "run"
     write(data)
-    line = [
-        "finetune",
-        "vlmo-small",
-        "--data",
-        data,
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--output-dir",
-        run,
-    ]
+    line = f"finetune vlmo-small --data {data} --steps 2 --batch-size 4 --output-dir {run}".split()
     main([*map(str, line), "--device", "cpu"])
     shown = " ".join(capsys.readouterr().err.split())
     assert "Chosen: batches of 4, 2 steps, learning rate" in shown
@@ -111,14 +100,7 @@ def test_captions_are_trained_on_request(tmp_path) -> None:
 
 def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
     write_tars(tmp_path / "shards", [9, 7])
-    line = [
-        "finetune",
-        "vlmo-small",
-        "--data.streams.patterns",
-        str(tmp_path / "shards"),
-        "--steps",
-        "1",
-    ]
+    line = f"finetune vlmo-small --data.streams.patterns {tmp_path / 'shards'} --steps 1".split()
     main([*line, "--batch-size", "8", "--output-dir", str(tmp_path / "run"), "--device", "cpu"])
     assert read_data(tmp_path / "run" / "model")[0].name.endswith("shards")
     assert "--data.streams.patterns" in refused(["finetune", "vlmo-small"], capsys)
