@@ -69,10 +69,8 @@ def own_share(batch: dict[str, Tensor], *, rank: int, world_size: int) -> dict[s
     share = GLOBAL_BATCH // world_size
     rows = slice(rank * share, (rank + 1) * share)
     batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
-    for prefix, names in (
-        ("", ("input_ids", "mlm_input_ids", "mlm_labels")),
-        ("false_", ("false_input_ids",)),
-    ):
+    parts = {"": ("input_ids", "mlm_input_ids", "mlm_labels"), "false_": ("false_input_ids",)}
+    for prefix, names in parts.items():
         if (mask := batch.get(f"{prefix}attention_mask")) is not None:
             for name in (f"{prefix}attention_mask", *names):
                 batch[name] = batch[name][:, : int(mask.sum(1).max())]
