@@ -92,15 +92,11 @@ def test_results_of_a_changed_tree_are_refused(monkeypatch) -> None:
     published = surroundings.ROOT / "benchmarks" / "results" / "x.json"
     with pytest.raises(SystemExit, match="commit"):
         surroundings.surroundings("x.py", ["--out", str(published)], packages=())
-    assert (
-        surroundings.surroundings("x.py", ["--out", "x.json"], packages=())["commit"]
-        == "0123-dirty"
-    )
+    trial = surroundings.surroundings("x.py", ["--out", "x.json"], packages=())
+    assert trial["commit"] == "0123-dirty"
     described.stdout = "0123\n"
-    assert (
-        surroundings.surroundings("x.py", ["--out", str(published)], packages=())["commit"]
-        == "0123"
-    )
+    clean = surroundings.surroundings("x.py", ["--out", str(published)], packages=())
+    assert clean["commit"] == "0123"
 
 
 def test_neighbours_are_those_of_all_blocks_together() -> None:
@@ -108,19 +104,16 @@ def test_neighbours_are_those_of_all_blocks_together() -> None:
     neighbours = Neighbours(queries := MadeVectors(dim=32).queries(20)["texts"])
     for start, end in ((0, 4), (4, 200), (200, 500)):
         neighbours.see(among[start:end])
-    np.testing.assert_array_equal(
-        neighbours.rows.numpy(), np.argsort(-(queries @ among.T), axis=1)[:, :10]
-    )
+    nearest = np.argsort(-(queries @ among.T), axis=1)[:, :10]
+    np.testing.assert_array_equal(neighbours.rows.numpy(), nearest)
 
 
 def test_both_sides_of_a_stage_3_step_have_the_same_losses_and_gradients() -> None:
     options = stage3_step.Options(preset="tiny", pairs=5)
     model = stage3_step.make_model(options).double()
+    settings = {"precision": "float32", "options": options}
     sides = (stage3_step.OURS, stage3_step.PLAIN)
-    steps = {
-        side: stage3_step.make_step(side, model, precision="float32", options=options)
-        for side in sides
-    }
+    steps = {side: stage3_step.make_step(side, model, **settings) for side in sides}
     ours, plain = (steps[side]() for side in sides)
     assert ours == pytest.approx(plain, abs=TOLERANCE)
     assert all(value > 0 for value in ours.values())

@@ -29,11 +29,12 @@ def input_pipeline(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Pa
 def onnx_speed(script, patch: pytest.MonkeyPatch, _folder: Path, shared: Path) -> list[str]:
     patch.setattr(script, "PAUSE", 0)
     exported = dual_encoder(shared)
-    patch.setattr(
-        script,
-        "export",
-        lambda _, out, __: shutil.copytree(exported.folder, out) and exported.report,
-    )
+
+    def copy(_model: Path, out: Path, _precision: str) -> object:
+        shutil.copytree(exported.folder, out)
+        return exported.report
+
+    patch.setattr(script, "export", copy)
     return ["--folder", str(exported.source)]
 
 
@@ -65,11 +66,10 @@ def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> l
         process.poll = lambda: process.exitcode
         return process
 
-    images = [encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0))) for number in range(50)]
-    rows = [
-        {"image": {"bytes": image}, "captions": [f"red {number}"]}
-        for number, image in enumerate(images)
-    ]
+    rows = []
+    for number in range(50):
+        image = encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0)))
+        rows.append({"image": {"bytes": image}, "captions": [f"red {number}"]})
     patch.setattr(script, "open_source", lambda *_, **__: rows)
     patch.setattr(script, "subprocess", SimpleNamespace(Popen=serve, DEVNULL=subprocess.DEVNULL))
     return f"--model {trained_folder(folder / 'model', steps=1)} --index {folder / 'index'}".split()
