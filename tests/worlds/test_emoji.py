@@ -1,8 +1,11 @@
+from functools import cache
+
 import numpy as np
 import pytest
 from datasets import Dataset
 from tests.data.test_builtin_emoji import SAME_LOOK, names_without_variant, smallest_distances
 
+from vlmo.data.builtin import emoji
 from vlmo.data.builtin.emoji import LOOK_ALIKES, TEST, english_names
 from vlmo.data.sources import open_source
 from worlds.emoji import _installed, is_hidden, unlike
@@ -12,11 +15,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def sets(shared_folder) -> dict[str, Dataset]:
-    names = ("emoji-pairs/train", "emoji-pairs/test", "drawings-pairs/train", "drawings-pairs/test")
-    return {
-        name: open_source(name.split("/")[0], split=name.split("/")[1], cache_dir=shared_folder)
-        for name in (*names, "drawings-concepts/test")
-    }
+    names = ["emoji-pairs/train", "emoji-pairs/test", "drawings-pairs/train", "drawings-pairs/test"]
+    built = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emoji, "png_of", cache(emoji.png_of))  # two sets have the same drawings
+        for name in (*names, "drawings-concepts/test"):
+            source, _, split = name.partition("/")
+            built[name] = open_source(source, split=split, cache_dir=shared_folder)
+    return built
 
 
 def test_counts(sets) -> None:
