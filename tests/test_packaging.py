@@ -155,7 +155,7 @@ def test_core_alone_does_all_that_needs_no_data_set_and_the_rest_names_its_extra
     work = [line.replace("FILE", str(reference_file("vqa"))) for line in WORK]
     command = [sys.executable, "-c", IN_CORE]
     given = json.dumps([[*work, *REFUSED], absent])
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     ended = subprocess.run(command, input=given, cwd=tmp_path, timeout=600, check=False, **pipes)
     assert ended.returncode == 0, ended.stdout
     shown = dict(block.split("\n", 1) for block in f"\n{ended.stdout}".split("\n$ ")[1:])

@@ -96,9 +96,8 @@ vlmo.tasks vlmo.training vlmo.retrieval.building
 def test_small_index_is_searched_without_what_trains_and_builds(tmp_path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     main(["index", SMALL, str(tmp_path / "red.png"), "--out", str(tmp_path / "index")])
-    assert json.loads(run(SEARCH.replace("HEAVY", repr(TRAINING.split())), tmp_path / "index"))[
-        "hits"
-    ]
+    search = SEARCH.replace("HEAVY", repr(TRAINING.split()))
+    assert json.loads(run(search, tmp_path / "index"))["hits"]
 
 
 USES = [

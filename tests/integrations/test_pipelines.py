@@ -15,9 +15,8 @@ import vlmo
 
 PROCESSOR = text_processor()
 CLASSES = {0: "wall", 1: "floor", 2: "sky", 3: "cat"}
-CLOSE = (
-    1e-5  # other orders of float32 sums: single images and batches, and padding to other lengths
-)
+# Other orders of float32 sums: single images and batches, and padding to other lengths.
+CLOSE = 1e-5
 
 
 @pytest.fixture

@@ -242,9 +242,8 @@ def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_p
     for text, (each, weight) in itertools.product(TEXTS[::5], ((scorer, None), (alone, 1))):
         hits = searcher.search(text, top=NUM_IMAGES, rerank=NUM_IMAGES, weight=weight).hits
         ranking = each.rank(text, drawings())
-        assert [entry["corpus_id"] for entry in ranking] == [
-            int(Path(hit.path).stem) for hit in hits
-        ]
+        order = [int(Path(hit.path).stem) for hit in hits]
+        assert [entry["corpus_id"] for entry in ranking] == order
         scores = [entry["score"] for entry in ranking]
         np.testing.assert_allclose(scores, [hit.score for hit in hits], atol=1e-4)
     # Texts are ranked for an image.

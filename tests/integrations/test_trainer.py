@@ -59,10 +59,8 @@ CAPTIONS = ["is it red and round?", "is it blue and square?"]
 
 
 def masked_words(rows: Dataset) -> TrainerExamples:
-    transform, words = (
-        TrainTransform(TransformConfig(image_size=64)),
-        WordMaskConfig(probability=0.4),
-    )
+    transform = TrainTransform(TransformConfig(image_size=64))
+    words = WordMaskConfig(probability=0.4)
     contents = Contents(0, transform=transform, tokenizer=processor().tokenizer, words=words)
     return TrainerExamples(RowExamples(rows, contents, texts=[CAPTIONS] * len(rows)))
 
