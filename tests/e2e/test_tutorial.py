@@ -37,7 +37,7 @@ def commands() -> list[list[str]]:
     found = re.findall(
         r"^```sh\n(.*?)^```|`(vlmo [^`]+)`", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE
     )
-    text = "\n".join(block or words for block, words in found)
+    text = "\n".join(block or " ".join(words.split()) for block, words in found)
     lines = re.findall(r"^vlmo .*", text, flags=re.MULTILINE)
     # a bare `vlmo evaluate` is a name
     return [words for line in lines if len(words := shlex.split(line)[1:]) > 1]
