@@ -1,6 +1,7 @@
 """Requests and images that are made to harm the service."""
 
 import base64
+import functools
 import io
 import json
 import random
@@ -126,6 +127,7 @@ def _run_length_bmp(width: int, height: int) -> bytes:
     )
 
 
+@functools.cache  # an encoder takes seconds for it
 def _heic_larger_than_it_says() -> bytes:
     """Return a HEIC of 2048 x 2048 pixels whose tables say 64 x 64."""
     said = struct.pack(">II", 2048, 2048)
@@ -142,12 +144,14 @@ def _heic_of(*items: Item) -> bytes:
     return items_file(dict(enumerate((*items, _small_item()), start=1)), references)
 
 
+@functools.cache  # an encoder takes seconds for it
 def _heic_of_transparent_tiles() -> bytes:
     alpha = encoded_item(Image.new("L", (4992, 5000)), auxiliary(b"auxid:1"))
     items = {1: grid_of(25, 40, 2560, 1600), 2: _small_item(), 3: alpha}
     return items_file(items, [(b"dimg", 1, [2] * 1000), (b"auxl", 3, [2])])
 
 
+@functools.cache  # an encoder takes seconds for it
 def _heic_of_rotations() -> bytes:
     rotations = [box(b"irot", b"\1", bytes(number)) for number in range(50)]
     return items_file({1: encoded_item(Image.new("RGB", (4992, 5000)), *rotations)})

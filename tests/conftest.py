@@ -44,9 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
-        shutil.rmtree(
-            os.environ["VLMO_CACHE"], ignore_errors=True
-        )  # a process that was killed may still write
+        # a process that was killed may still write
+        shutil.rmtree(os.environ["VLMO_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

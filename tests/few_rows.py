@@ -31,14 +31,10 @@ def few_rows(number: int) -> Iterator[None]:
         places: dict[str, list[int]] = defaultdict(list)
         for place, source in enumerate(rows["source"]):
             places[source].append(place)
-        share = number // len(places)
-        return rows.select(
-            sorted(
-                place
-                for own in places.values()
-                for place in own[:: max(1, len(own) // share)][:share]
-            )
-        )
+        share, kept = number // len(places), []
+        for of_source in places.values():
+            kept += of_source[:: max(1, len(of_source) // share)][:share]
+        return rows.select(sorted(kept))
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(builtin, "load", thinned)
@@ -49,16 +45,10 @@ def few_rows(number: int) -> Iterator[None]:
 def _few_scenes(rows: int) -> Iterator[None]:
     """Let each set of scenes that is built have about `rows` rows in each split."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, rows_of_each in (
-            ("NUM_SCENES", 1),
-            ("NUM_QUESTIONS", 1),
-            ("NUM_STATEMENTS", 4),
-            ("NUM_BINDING", 2 * len(shapes.BINDING_KINDS)),
-        ):
-            known = vars(shapes)[name]
-            patch.setattr(
-                shapes,
-                name,
-                {split: min(count, rows // rows_of_each) for split, count in known.items()},
-            )
+        rows_of_one = {"NUM_SCENES": 1, "NUM_QUESTIONS": 1, "NUM_STATEMENTS": 4}
+        rows_of_one["NUM_BINDING"] = 2 * len(shapes.BINDING_KINDS)
+        for name, divisor in rows_of_one.items():
+            counts = vars(shapes)[name]
+            few = {split: min(count, rows // divisor) for split, count in counts.items()}
+            patch.setattr(shapes, name, few)
         yield

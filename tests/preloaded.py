@@ -15,8 +15,7 @@ gc.disable()  # as in tests/conftest.py
 for _name in _MODULES.split():
     importlib.import_module(_name)
 importlib.import_module("PIL.Image").init()  # imports the formats
-importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping(
-    "vlmo"
-)  # makes all
+# makes all
+importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("vlmo")
 gc.freeze()
 gc.enable()

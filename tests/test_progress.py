@@ -60,13 +60,9 @@ def test_terminal_has_a_bar_for_each_title_and_cuts_notes(clock):
     assert all(part in shown for part in ("images", "4/9", "texts", "5/7", "loss 0.25", "━"))
     assert "left" not in shown
     with Progress(narrow) as bar:
+        note = "0:09:30 to the end, loss 2.303 itc 1.056 mlm 0.6818"
         for done in range(3):
-            bar.update(
-                "shapes-stage3",
-                100 * done,
-                1100,
-                note="0:09:30 to the end, loss 2.303 itc 1.056 mlm 0.6818",
-            )
+            bar.update("shapes-stage3", 100 * done, 1100, note=note)
             clock[0] += 20
         bar._bars.refresh()
     assert re.search(r" 200/1100 0:09:30 to the end[^\r]*… \d:\d\d:\d\d", narrow.file.getvalue())

@@ -28,11 +28,10 @@ def make_batch() -> dict[str, Tensor]:
     mask[2, 5:] = 0
     ids = ids * mask
     labels = torch.full_like(ids, -100)
-    labels[0, 2], labels[1, 3:5], labels[6, 9] = (
-        ids[0, 2],
-        ids[1, 3:5],
-        ids[6, 9],
-    )  # uneven over the halves
+    # uneven over the halves
+    labels[0, 2] = ids[0, 2]
+    labels[1, 3:5] = ids[1, 3:5]
+    labels[6, 9] = ids[6, 9]
     masked = ids.clone()
     masked[labels != -100] = 3
     patches = torch.rand(GLOBAL_BATCH, 16, generator=generator).argsort(1) < 6
@@ -70,10 +69,8 @@ def own_share(batch: dict[str, Tensor], *, rank: int, world_size: int) -> dict[s
     share = GLOBAL_BATCH // world_size
     rows = slice(rank * share, (rank + 1) * share)
     batch = {name: value[rows] if value.ndim else value for name, value in batch.items()}
-    for prefix, names in (
-        ("", ("input_ids", "mlm_input_ids", "mlm_labels")),
-        ("false_", ("false_input_ids",)),
-    ):
+    parts = {"": ("input_ids", "mlm_input_ids", "mlm_labels"), "false_": ("false_input_ids",)}
+    for prefix, names in parts.items():
         if (mask := batch.get(f"{prefix}attention_mask")) is not None:
             for name in (f"{prefix}attention_mask", *names):
                 batch[name] = batch[name][:, : int(mask.sum(1).max())]

@@ -113,7 +113,7 @@ def tables(
 
 def encoded_item(image: Image.Image, *properties: bytes) -> Item:
     """An image as an item that a decoder reads."""
-    whole = heic(image, quality=50)
+    whole = heic(image, quality=50, enc_params={"preset": "ultrafast"})
     start = whole.index(b"hvcC") - 4
     settings = whole[start : start + int.from_bytes(whole[start : start + 4])]
     data = whole[whole.index(b"mdat") + 4 :]

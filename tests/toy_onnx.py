@@ -29,17 +29,14 @@ def dual_encoder(shared: Path) -> SimpleNamespace:
     )
     with FileLock(shared / "onnx.lock"):
         if not report.exists():
-            toy(
-                VLMoForPreTraining, num_hidden_layers=2, max_text_positions=LONGEST
-            ).save_pretrained(source)
-            processor = VLMoProcessor.train(
-                words() * 2, vocab_size=96, image_size=64, max_text_length=16
-            )
+            sizes = {"num_hidden_layers": 2, "max_text_positions": LONGEST}
+            toy(VLMoForPreTraining, **sizes).save_pretrained(source)
+            lengths = {"vocab_size": 96, "image_size": 64, "max_text_length": 16}
+            processor = VLMoProcessor.train(words() * 2, **lengths)
             processor.save_pretrained(source)
             samples = dict(processor(images=drawings(), text=words()[::2], return_tensors="np"))
-            report.write_bytes(
-                pickle.dumps(onnx_export.write_onnx(source, folder, samples=samples))
-            )
+            written = onnx_export.write_onnx(source, folder, samples=samples)
+            report.write_bytes(pickle.dumps(written))
     return SimpleNamespace(source=source, folder=folder, report=pickle.loads(report.read_bytes()))
 
 

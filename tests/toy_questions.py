@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ def question_row(number: int, *, known: bool = True, **changes: Any) -> dict[str
         "question_type": "what color" if what else "is it",
         "answer_type": "other" if what else "yes/no",
         "answers": [answer] * 8 + ["no"] * 2 if what else [answer],
-        "answer_labels": [ANSWERS.index(answer), ANSWERS.index("no")]
-        if what
-        else [ANSWERS.index(answer)],
+        "answer_labels": [ANSWERS.index(text) for text in ((answer, "no") if what else (answer,))],
         "answer_scores": [1.0, 0.6] if what else [1.0],
     }
     unknown = {} if known else {"answers": [], "answer_labels": [], "answer_scores": []}
@@ -90,22 +89,16 @@ def reasoning_rows(count: int, *, known: bool = True) -> Dataset:
 
 def write_questions(folder: Path, *, count: int = 32) -> Path:
     """A prepared folder of questions; its split `test_dev` has no answers."""
-    splits = {
-        "train": question_rows(count),
-        "test": question_rows(count // 2),
-        "test_dev": question_rows(4, known=False),
-    }
-    return write_prepared(folder, splits, labels=ANSWERS)
+    return write_prepared(folder, _splits(question_rows, count), labels=ANSWERS)
 
 
 def write_sentences(folder: Path, *, count: int = 32) -> Path:
     """A prepared folder of sentences about two pictures; its split `test_dev` has no labels."""
-    splits = {
-        "train": reasoning_rows(count),
-        "test": reasoning_rows(count // 2),
-        "test_dev": reasoning_rows(4, known=False),
-    }
-    return write_prepared(folder, splits, labels=None)
+    return write_prepared(folder, _splits(reasoning_rows, count), labels=None)
+
+
+def _splits(rows: Callable[..., Dataset], count: int) -> dict[str, Dataset]:
+    return {"train": rows(count), "test": rows(count // 2), "test_dev": rows(4, known=False)}
 
 
 def write_prepared(folder: Path, splits: dict[str, Dataset], *, labels: list[str] | None) -> Path:

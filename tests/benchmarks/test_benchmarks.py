@@ -1,16 +1,15 @@
-"""Every benchmark runs once at its smallest and writes a number that documents quote; peers compute what they claim."""
+"""Every benchmark runs once at its smallest and writes a number that documents quote; peers compute what they claim.
+
+Those of retrieval are in a file of their own, which another process runs.
+"""
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from tests.benchmarks.toy_benchmarks import MAKE_SMALL
+from tests.benchmarks.toy_benchmarks import number_at, quiet, run_small
 
 import search
 import search_engines
@@ -19,60 +18,35 @@ import surroundings
 from vectors import MadeVectors, Neighbours, Questions
 
 TOLERANCE = 1e-5  # sums in another order
-# Options, and the keys that lead to a number of the result.
-SMALLEST = {
-    "dual_vs_fusion": (
-        "--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1",
-        "rows/2/rerank/seconds",
-    ),
-    "index_photos": (
-        "--preset tiny --precision float32 --clip ViT-S-32-alt --photos 2 --size 64 48 --turns 1 --threads 1",
-        "ratio",
-    ),
-    "input_pipeline": (
-        "--samples 18 --image-size 64 --long-side 200 --batch-size 18 --turns 1 --min-crop 1",
-        "pipelines/vlmo/ratio_to_open_clip_wall",
-    ),
-    "onnx_speed": (
-        "--batches 1 3 --turns 1 --seconds 0 --threads 1 --text-length 8",
-        "graphs/fusion_encoder/batch 3/onnxruntime/rows_per_second",
-    ),
-    "parity": ("--base --repeats 1 --threads 1", "import_base/peak_gib"),
-    "search": (
-        "--size 600 --dim 64 --query-count 8 --turns 1 --threads 1 --clients 3",
-        "engines/usearch HNSW, int8/texts/recall@10",
-    ),
-    "serving": (
-        "--vectors 300 --drawings 40 --clients 3 --rerank 4 --seconds 0.5 --soak 2",
-        "soak/resident_mb_of_the_last_fifth",
-    ),
-    "stage3_step": ("--preset tiny --pairs 4 --rounds 1 --threads 1", "precisions/bf16/time_ratio"),
-}
 
 
-# webdataset leaves its tars to be closed by the collector, and libraries call what is being phased out.
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
-)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLEST)
-def test_benchmark_writes_what_documents_quote(name, tmp_path, shared_folder, monkeypatch) -> None:
-    script = importlib.import_module(name)
-    arguments, path = SMALLEST[name]
-    more = MAKE_SMALL[name](script, monkeypatch, tmp_path, shared_folder) or []
-    out, cores, threads = (
-        tmp_path / "results" / "result.json",
-        os.sched_getaffinity(0),
-        torch.get_num_threads(),
-    )
-    script.main([*arguments.split(), *more, "--out", str(out)])
-    torch.set_num_threads(threads)
-    found = json.loads(out.read_text())
-    for key in path.split("/"):
-        found = found[int(key) if isinstance(found, list) else key]
-    assert found
-    assert os.sched_getaffinity(0) == cores
+@quiet
+@pytest.mark.parametrize(
+    ("name", "arguments", "path"),
+    [
+        (
+            "dual_vs_fusion",
+            "--preset tiny --counts 2 3 5 --shortlist 2 --batch 4 --threads 1",
+            "rows/2/rerank/seconds",
+        ),
+        (
+            "input_pipeline",
+            "--samples 18 --image-size 64 --long-side 200 --batch-size 18 --turns 1 --min-crop 1",
+            "pipelines/vlmo/ratio_to_open_clip_wall",
+        ),
+        ("parity", "--base --repeats 1 --threads 1", "import_base/peak_gib"),
+        (
+            "stage3_step",
+            "--preset tiny --pairs 4 --rounds 1 --threads 1",
+            "precisions/bf16/time_ratio",
+        ),
+    ],
+)
+def test_benchmark_writes_what_documents_quote(
+    name, arguments, path, tmp_path, shared_folder
+) -> None:
+    assert number_at(path, run_small(name, arguments, tmp_path, shared_folder))
 
 
 def test_search_gets_the_least_setting_that_reaches_the_recall() -> None:
@@ -94,15 +68,11 @@ def test_results_of_a_changed_tree_are_refused(monkeypatch) -> None:
     published = surroundings.ROOT / "benchmarks" / "results" / "x.json"
     with pytest.raises(SystemExit, match="commit"):
         surroundings.surroundings("x.py", ["--out", str(published)], packages=())
-    assert (
-        surroundings.surroundings("x.py", ["--out", "x.json"], packages=())["commit"]
-        == "0123-dirty"
-    )
+    trial = surroundings.surroundings("x.py", ["--out", "x.json"], packages=())
+    assert trial["commit"] == "0123-dirty"
     described.stdout = "0123\n"
-    assert (
-        surroundings.surroundings("x.py", ["--out", str(published)], packages=())["commit"]
-        == "0123"
-    )
+    clean = surroundings.surroundings("x.py", ["--out", str(published)], packages=())
+    assert clean["commit"] == "0123"
 
 
 def test_neighbours_are_those_of_all_blocks_together() -> None:
@@ -110,22 +80,18 @@ def test_neighbours_are_those_of_all_blocks_together() -> None:
     neighbours = Neighbours(queries := MadeVectors(dim=32).queries(20)["texts"])
     for start, end in ((0, 4), (4, 200), (200, 500)):
         neighbours.see(among[start:end])
-    np.testing.assert_array_equal(
-        neighbours.rows.numpy(), np.argsort(-(queries @ among.T), axis=1)[:, :10]
-    )
+    nearest = np.argsort(-(queries @ among.T), axis=1)[:, :10]
+    np.testing.assert_array_equal(neighbours.rows.numpy(), nearest)
 
 
 def test_both_sides_of_a_stage_3_step_have_the_same_losses_and_gradients() -> None:
     options = stage3_step.Options(preset="tiny", pairs=5)
     model = stage3_step.make_model(options).double()
+    settings = {"precision": "float32", "options": options}
     sides = (stage3_step.OURS, stage3_step.PLAIN)
-    steps = {
-        side: stage3_step.make_step(side, model, precision="float32", options=options)
-        for side in sides
-    }
+    steps = {side: stage3_step.make_step(side, model, **settings) for side in sides}
     ours, plain = (steps[side]() for side in sides)
     assert ours == pytest.approx(plain, abs=TOLERANCE)
     assert all(value > 0 for value in ours.values())
-    assert (
-        stage3_step.compare_gradients(model, steps) < TOLERANCE
-    )  # the plain step's scores are float32
+    # the plain step's scores are float32
+    assert stage3_step.compare_gradients(model, steps) < TOLERANCE

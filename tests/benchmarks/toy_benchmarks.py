@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tests.forkserver import start, start_command
 from tests.integrations.toy_gallery import trained_folder
@@ -29,11 +34,12 @@ def input_pipeline(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Pa
 def onnx_speed(script, patch: pytest.MonkeyPatch, _folder: Path, shared: Path) -> list[str]:
     patch.setattr(script, "PAUSE", 0)
     exported = dual_encoder(shared)
-    patch.setattr(
-        script,
-        "export",
-        lambda _, out, __: shutil.copytree(exported.folder, out) and exported.report,
-    )
+
+    def copy(_model: Path, out: Path, _precision: str) -> object:
+        shutil.copytree(exported.folder, out)
+        return exported.report
+
+    patch.setattr(script, "export", copy)
     return ["--folder", str(exported.source)]
 
 
@@ -65,19 +71,13 @@ def serving(script, patch: pytest.MonkeyPatch, folder: Path, _shared: Path) -> l
         process.poll = lambda: process.exitcode
         return process
 
-    images = [encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0))) for number in range(50)]
-    rows = [
-        {"image": {"bytes": image}, "captions": [f"red {number}"]}
-        for number, image in enumerate(images)
-    ]
+    rows = []
+    for number in range(50):
+        image = encoded(Image.new("RGB", (72, 72), (5 * number, 0, 0)))
+        rows.append({"image": {"bytes": image}, "captions": [f"red {number}"]})
     patch.setattr(script, "open_source", lambda *_, **__: rows)
     patch.setattr(script, "subprocess", SimpleNamespace(Popen=serve, DEVNULL=subprocess.DEVNULL))
-    return [
-        "--model",
-        str(trained_folder(folder / "model", steps=1)),
-        "--index",
-        str(folder / "index"),
-    ]
+    return f"--model {trained_folder(folder / 'model', steps=1)} --index {folder / 'index'}".split()
 
 
 def stage3_step(script, patch: pytest.MonkeyPatch, _folder: Path, _shared: Path) -> None:
@@ -99,3 +99,29 @@ MAKE_SMALL: dict[str, Callable[..., list[str] | None]] = {
     script.__name__: script
     for script in (input_pipeline, onnx_speed, parity, search, serving, stage3_step)
 }
+
+
+def quiet(test):
+    """Ignore tars that webdataset leaves to the collector, and what is being phased out."""
+    for kind in ("Resource", "Deprecation", "Future", "pytest.PytestUnraisableException"):
+        test = pytest.mark.filterwarnings(f"ignore::{kind}Warning")(test)
+    return test
+
+
+def run_small(name: str, arguments: str, folder: Path, shared: Path) -> Any:
+    """Run a benchmark with these options and return its result; the process keeps its cores."""
+    script, out = importlib.import_module(name), folder / "results" / "result.json"
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        more = MAKE_SMALL[name](script, patch, folder, shared) or []
+        script.main([*arguments.split(), *more, "--out", str(out)])
+    torch.set_num_threads(threads)
+    assert os.sched_getaffinity(0) == cores
+    return json.loads(out.read_text())
+
+
+def number_at(path: str, result: Any) -> Any:
+    """Return what stands at the end of the keys of a path, such as "rows/2/seconds"."""
+    for key in path.split("/"):
+        result = result[int(key) if isinstance(result, list) else key]
+    return result

@@ -21,33 +21,14 @@ def test_a_seed_is_that_of_every_stage(tmp_path):
 
 def test_examples_come_from_predictions():
     images = {name: Image.new("RGB", (4, 4)) for name in "uvwxyz"}
-    predictions = [
-        {
-            "caption": "a",
-            "image_id": "x",
-            "rank": 2,
-            "rerank_rank": 1,
-            "rerank_found": [*"xzyuvw"],
-            "found": [*"zxy"],
-        },
-        {
-            "caption": "b",
-            "image_id": "y",
-            "rank": 6,
-            "rerank_rank": 6,
-            "rerank_found": [*"xzuvwy"],
-            "found": [*"xzu"],
-        },
-        {
-            "caption": "c",
-            "image_id": "y",
-            "rank": 1,
-            "rerank_rank": 2,
-            "rerank_found": [*"xyzuvw"],
-            "found": [*"yzx"],
-        },
-    ]
-    predictions = [row | {"query": "caption"} for row in predictions] + [{"query": "image"}]
+    names = ("caption", "image_id", "rank", "rerank_rank", "rerank_found", "found")
+    rows = (
+        ("a", "x", 2, 1, [*"xzyuvw"], [*"zxy"]),
+        ("b", "y", 6, 6, [*"xzuvwy"], [*"xzu"]),
+        ("c", "y", 1, 2, [*"xyzuvw"], [*"yzx"]),
+    )
+    predictions = [{"query": "caption", **dict(zip(names, row, strict=True))} for row in rows]
+    predictions.append({"query": "image"})
     gained, lost, queries = quickstart.examples(predictions, images=images)
     assert (gained, lost) == ([{"text": "a", "dual": images["z"], "fusion": images["x"]}], 1)
     shown = [(query["text"], query["correct"], query["rank"]) for query in queries]
@@ -64,27 +45,21 @@ def parsed(file: Path) -> ElementTree.Element:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> ElementTree.Element:
-    images = [
-        Image.new("RGBA", (72, 72), (40 * number, 90, 250 - 20 * number)) for number in range(6)
-    ]
-    dual, fused, chance = (
-        {"Texts": 0.118},
-        {"Texts": 0.161, "Questions": 0.9},
-        {"Texts": 0.002, "Questions": 0.5},
-    )
+    images = [Image.new("RGBA", (72, 72), (40 * n, 90, 250 - 20 * n)) for n in range(6)]
+    metrics = {"Dual encoder": {"Texts": 0.118}}
+    metrics[f"Fusion encoder {NASTY}"] = {"Texts": 0.161, "Questions": 0.9}
+    metrics["Chance"] = {"Texts": 0.002, "Questions": 0.5}
+    missed = {"text": "missed", "correct": None, "rank": 17, "answer": images[5]}
     found = {"text": NASTY, "images": images[:5], "correct": 2, "rank": 3, "answer": images[2]}
     path = write_report(
         tmp_path_factory.mktemp("report") / "new" / "report.html",
         title=f"Title {NASTY}",
         summary=f"Summary {NASTY}",
-        metrics={"Dual encoder": dual, f"Fusion encoder {NASTY}": fused, "Chance": chance},
+        metrics=metrics,
         metrics_note=f"Note {NASTY}",
         decisions=[{"text": NASTY, "dual": images[0], "fusion": images[1]}],
         decisions_note=f"Decided {NASTY}",
-        text_to_image=[
-            found,
-            found | {"text": "missed", "correct": None, "rank": 17, "answer": images[5]},
-        ],
+        text_to_image=[found, found | missed],
         attention=[(images[0], [NASTY, "b"], np.random.rand(2, 4, 4).astype(np.float32))],
     )
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
@@ -96,24 +71,19 @@ def test_text_of_the_report_is_escaped_and_nothing_is_loaded(page):
     assert "".join(page.itertext()).count(NASTY) == 9
     loading = {"a", "b", "script", "link", "iframe", "object", "embed", "video", "audio"}
     assert not {element.tag for element in page.iter()} & loading
-    assert all(
-        shown.get("src").startswith("data:image/") and shown.get("alt")
-        for shown in page.iter("img")
-    )
-    assert not re.search(
-        r"@import|url\(|srcset|\son\w+=", ElementTree.tostring(page, encoding="unicode")
-    )
-    (policy,) = [
-        meta for meta in page.iter("meta") if meta.get("http-equiv") == "Content-Security-Policy"
-    ]
-    assert "default-src 'none'" in policy.get("content")
+    for shown in page.iter("img"):
+        assert shown.get("src").startswith("data:image/")
+        assert shown.get("alt")
+    html = ElementTree.tostring(page, encoding="unicode")
+    assert not re.search(r"@import|url\(|srcset|\son\w+=", html)
+    policies = {meta.get("http-equiv"): meta.get("content") for meta in page.iter("meta")}
+    assert "default-src 'none'" in policies["Content-Security-Policy"]
 
 
 def test_metrics_stand_beside_chance_and_ranks_beside_queries(page):
-    assert all(
-        text in "".join(page.itertext())
-        for text in ("11.8", "16.1", "0.2", "90.0", "rank 3", "rank 17")
-    )
+    shown = "".join(page.itertext())
+    for text in ("11.8", "16.1", "0.2", "90.0", "rank 3", "rank 17"):
+        assert text in shown
     kinds = [item.get("class", "") for item in page.iter("li")]
     tiles = ["image", "image", "image right", "image", "image"] + ["image"] * 5
     assert [kind for kind in kinds if "image" in kind] == tiles
@@ -122,12 +92,9 @@ def test_metrics_stand_beside_chance_and_ranks_beside_queries(page):
 
 def test_report_stays_small_and_may_be_empty(tmp_path):
     # Smooth in three colors and no two pixels alike, as photographs are.
-    waves = np.linspace(0, 9, 900)[:, None, None] * np.linspace(1, 3, 700)[
-        None, :, None
-    ] + np.arange(3)
-    photo = Image.fromarray(
-        (127 + 90 * np.sin(waves) + np.random.normal(0, 8, waves.shape)).astype(np.uint8)
-    )
+    waves = np.outer(np.linspace(0, 9, 900), np.linspace(1, 3, 700))[..., None] + np.arange(3)
+    pixels = 127 + 90 * np.sin(waves) + np.random.normal(0, 8, waves.shape)
+    photo = Image.fromarray(pixels.astype(np.uint8))
     query = {"text": "photographs", "images": [photo] * 5, "correct": 0, "rank": 1, "answer": photo}
     report = write_report(tmp_path / "report.html", title="big", text_to_image=[query] * 10)
     assert report.stat().st_size < 450_000

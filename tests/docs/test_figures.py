@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -33,15 +34,11 @@ CONFIGS = [
 def cells(svgs: str, *, having: str) -> list[dict[str, str]]:
     """The `data-` attributes of all shapes that have this one."""
     elements = ElementTree.fromstring(f"<all>{svgs}</all>").iter()
-    facts = [
-        {
-            name.removeprefix("data-"): value
-            for name, value in element.attrib.items()
-            if name.startswith("data-")
-        }
-        | {"class": element.get("class", "")}
-        for element in elements
-    ]
+    facts = []
+    for element in elements:
+        data = [(name, value) for name, value in element.items() if name.startswith("data-")]
+        fact = {name.removeprefix("data-"): value for name, value in data}
+        facts.append(fact | {"class": element.get("class", "")})
     return [fact for fact in facts if having in fact]
 
 
@@ -51,11 +48,9 @@ def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
     assert "\n" not in html  # an empty line would end it for Markdown
     figure = ElementTree.fromstring(html.replace("data-search-exclude", 'data-search-exclude=""'))
     for svg in figure:
-        shown = {
-            element.get("id"): element.text for element in svg if element.tag in {"title", "desc"}
-        }
-        assert list(shown) == svg.get("aria-labelledby").split()
-        assert all(shown.values())
+        shown = [element for element in svg if element.tag in {"title", "desc"}]
+        assert [element.get("id") for element in shown] == svg.get("aria-labelledby").split()
+        assert all(element.text for element in shown)
         assert svg.get("role") == "img"
         for element in svg.iter():
             for kind in (element.get("class") or "").split():
@@ -63,11 +58,8 @@ def test_figure_is_told_in_words_and_colored_by_the_style_sheet(name):
 
 
 def test_pages_and_figures_name_each_other():
-    named = [
-        name
-        for page in DOCS.glob("*.md")
-        for name in re.findall(r"^\*Figure: (\S+) ", page.read_text(), re.MULTILINE)
-    ]
+    pages = "\n".join(page.read_text() for page in DOCS.glob("*.md"))
+    named = re.findall(r"^\*Figure: (\S+) ", pages, re.MULTILINE)
     assert sorted(named) == sorted(figures.FIGURES)
     with pytest.raises(ValueError, match="no figure 'block'"):
         figures.html("block")
@@ -85,17 +77,14 @@ def test_committed_figures_show_their_colors_where_style_sheets_are_not_read():
     }
     assert {file.name for file in (DOCS / "images").glob("*.svg")} == set(expected)
     for name, colors in expected.items():
-        svg = re.sub(
-            r"<style>.*?</style>", "", (DOCS / "images" / name).read_text(), flags=re.DOTALL
-        )
-        image = Image.open(
-            io.BytesIO(bytes(svg_to_bytes(svg_string=svg, background="white")))
-        ).convert("RGB")
-        pixels = {
-            color: count for count, color in image.getcolors(maxcolors=image.width * image.height)
-        }
+        svg = (DOCS / "images" / name).read_text()
+        svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
+        png = io.BytesIO(bytes(svg_to_bytes(svg_string=svg, background="white")))
+        image = Image.open(png).convert("RGB")
+        colored = image.getcolors(maxcolors=image.width * image.height)
+        pixels = Counter({color: count for count, color in colored})
         assert pixels[255, 255, 255] > 0.7 * image.width * image.height
-        assert all(pixels.get(color, 0) > 200 for color in colors), name
+        assert all(pixels[color] > 200 for color in colors), name
 
 
 def test_figure_of_the_findings_has_every_row_of_their_table():
@@ -107,16 +96,10 @@ def test_figure_of_the_findings_has_every_row_of_their_table():
         "reversed": "dot vision_language",
         "unclear": "dot shared",
     }
-    (three,) = [
-        row for row in effects.rows() if row.claim == "three losses are better than ITC alone"
-    ]
-    assert (three.world, three.metric, three.mean, three.low, three.high) == (
-        "scenes",
-        "probe",
-        29.3,
-        27.1,
-        31.5,
-    )
+    claim = "three losses are better than ITC alone"
+    (three,) = [row for row in effects.rows() if row.claim == claim]
+    assert (three.world, three.metric) == ("scenes", "probe")
+    assert (three.mean, three.low, three.high) == (29.3, 27.1, 31.5)
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
@@ -127,13 +110,8 @@ def test_layers_show_the_experts_that_a_forward_pass_calls(changes):
     for way, inputs in (("image", image), ("text", text), ("pair", image | text)):
         for layer, block in enumerate(model.blocks):
             for name, expert in block.experts.items():
-                cell = {
-                    "way": way,
-                    "layer": str(layer),
-                    "expert": name,
-                    "tokens": "none",
-                    "class": "absent",
-                }
+                cell = {"way": way, "layer": str(layer), "expert": name}
+                cell |= {"tokens": "none", "class": "absent"}
                 expected.append(cell)
 
                 def note(_, given, cell=cell):
@@ -162,6 +140,5 @@ def test_frozen_cells_are_the_parameters_without_gradient(changes):
         assert (shown[part] == "frozen") is not parameter.requires_grad, name
     trained = {id(parameter) for parameter in language_stage_parameters(model)}
     for name, parameter in model.vlmo.named_parameters():
-        assert (shown[stages.part_of(f"vlmo.{name}", model.config)] == "trained") is (
-            id(parameter) in trained
-        )
+        part = stages.part_of(f"vlmo.{name}", model.config)
+        assert (shown[part] == "trained") is (id(parameter) in trained)

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,10 +35,8 @@ def run(monkeypatch) -> Callable[[str], tuple[str, int]]:
 
     async def launch_kernel(self, cmd, *, env, cwd, **_):
         process = start(kernel, cmd[cmd.index("-f") :], env=env, cwd=Path(cwd))
-        asked = {
-            name: getattr(process, name)
-            for name in ("pid", "wait", "send_signal", "kill", "terminate")
-        }
+        names = ("pid", "wait", "send_signal", "kill", "terminate")
+        asked = {name: getattr(process, name) for name in names}
         streams = dict.fromkeys(("stdin", "stdout", "stderr"))
         self.process = SimpleNamespace(poll=lambda: process.exitcode, **asked, **streams)
         self.pid, self.pgid, self.cwd = process.pid, None, cwd  # the group is that of the tests
@@ -45,9 +44,7 @@ def run(monkeypatch) -> Callable[[str], tuple[str, int]]:
 
     def run(name: str) -> tuple[str, int]:
         book = notebooks.executed(notebooks.read(EXAMPLES / name))
-        outputs = [
-            output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs
-        ]
+        outputs = list(chain.from_iterable(cell.get("outputs", ()) for cell in book.cells))
         printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
         return printed, sum("image/png" in output.get("data", {}) for output in outputs)
 
@@ -100,9 +97,8 @@ def test_search_notebook_finds_what_it_says(run):
 @pytest.mark.slow
 def test_inside_notebook_shows_routes_losses_and_maps(run):
     shown, num_images = run("inside.ipynb")
-    image, text, pair = re.findall(
-        r"^(?:image|text|pair)\n((?:.* tokens: .*\n)+)", shown, flags=re.MULTILINE
-    )
+    routes = r"^(?:image|text|pair)\n((?:.* tokens: .*\n)+)"
+    image, text, pair = re.findall(routes, shown, flags=re.MULTILINE)
     assert re.findall(r"(\d+) tokens: (\w+)", image) == [("17", "vision")] * 3
     assert re.findall(r"(\d+) tokens: (\w+)", text) == [("5", "language")] * 3
     assert re.findall(r"(\d+) tokens: (\w+)", pair)[-1] == ("22", "vision_language")
@@ -112,11 +108,9 @@ def test_inside_notebook_shows_routes_losses_and_maps(run):
     for loss, choices, even in compared:
         assert float(even) == pytest.approx(math.log(int(choices)), abs=0.006)
         assert float(loss) == pytest.approx(float(even), abs=0.2)
-    steps = [
-        dict(re.findall(r"(\w+) (\d\.\d+)", line))
-        for line in re.findall(r"^step .*$", shown, flags=re.MULTILINE)
-    ]
-    assert float(steps[-1]["itc"]) < 0.2 < 1.5 < float(steps[0]["itc"])
-    assert float(steps[-1]["itm_accuracy"]) > 0.8
+    lines = re.findall(r"^step .*$", shown, flags=re.MULTILINE)
+    first, last = (dict(re.findall(r"(\w+) (\d\.\d+)", line)) for line in (lines[0], lines[-1]))
+    assert float(last["itc"]) < 0.2 < 1.5 < float(first["itc"])
+    assert float(last["itm_accuracy"]) > 0.8
     assert "(6, 4, 4)" in shown
     assert num_images == 1

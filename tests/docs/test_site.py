@@ -53,15 +53,10 @@ def test_site_has_its_pages_figures_images_and_no_sources(site):
 def test_made_pages_have_everything():
     assert all(f"## {file.stem}\n" in hooks.scripts() for file in (ROOT / "examples").glob("*.py"))
     cards = hooks.recipe_cards()
-    assert all(
-        f"| [`{name}`](#{name}) | {describe(name).splitlines()[0]} |" in cards for name in RECIPES
-    )
+    for name in RECIPES:
+        assert f"| [`{name}`](#{name}) | {describe(name).splitlines()[0]} |" in cards
     assert all(f"[`{name}`](" in hooks.reference_index() for name in vlmo.__all__)
-    packages = {
-        folder.name
-        for folder in (ROOT / "src" / "vlmo").iterdir()
-        if (folder / "__init__.py").is_file()
-    }
+    packages = {file.parent.name for file in (ROOT / "src" / "vlmo").glob("*/__init__.py")}
     assert packages - {"cli"} == set(hooks.REFERENCE)
     assert tables.published_models().count("\n") == len(MODELS) + 1
 
@@ -80,26 +75,20 @@ def commands() -> list[tuple[str, list[str]]]:
         blocks = "".join(re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
         lines = [*blocks.splitlines(), *re.findall(r"`(vlmo [^`]+)`", text)]
         found += [(page.name, line) for line in lines]
-    calls = [
-        (page, re.match(r"(?:vlmo|\S*torchrun .*-m vlmo\.cli) ([a-z][^#]*)", line))
-        for page, line in found
-    ]
-    return [(page, call[1].split()) for page, call in calls if call]
+    call = re.compile(r"(?:vlmo|\S*torchrun .*-m vlmo\.cli) ([a-z][^#]*)")
+    calls = [(page, call.match(line)) for page, line in found]
+    return [(page, words[1].split()) for page, words in calls if words]
 
 
 def test_readme_starts_with_commands_that_a_clone_has():
-    block = re.search(
-        r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
-    )[1]
+    block = (ROOT / "README.md").read_text().partition("\n```sh\n")[2].partition("\n```")[0]
     first, *targets = [line.partition("#")[0].split() for line in block.splitlines()]
     assert first == ["pip", "install", "'.[quickstart]'"]
     assert {target for _, target in targets} == {"quickstart", "fast", "test"}
     makefile = (ROOT / "Makefile").read_text()
     for command, target in targets:
         assert command == "make"
-        assert re.search(rf"^{target}: \$\(VENV\)/\.installed-", makefile, flags=re.MULTILINE), (
-            target
-        )
+        assert f"\n{target}: $(VENV)/.installed-" in makefile, target
 
 
 def test_commands_options_and_recipes_of_the_pages_exist(capsys):
@@ -113,32 +102,22 @@ def test_commands_options_and_recipes_of_the_pages_exist(capsys):
             helps[command] = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
         return helps[command]
 
-    faults = []
     for page, words in commands():
         command = " ".join(words[:2] if words[0] in {"train", "data"} else words[:1])
         if words[0] == "train" and (len(words) == 1 or words[1] not in RECIPES):
-            known = (
-                len(words) == 1 or "--import" in words or not re.fullmatch(r"[a-z0-9-]+", words[1])
-            )
-            faults += [] if known else [f"{page}: no recipe {words[1]!r}"]
+            named = len(words) > 1 and re.fullmatch(r"[a-z0-9-]+", words[1])
+            assert not named or "--import" in words, f"{page}: no recipe {words[1]!r}"
             continue
         also = ["train shapes-stage3", "finetune"] if words[0] in {"train", "finetune"} else []
         shown = " ".join(["--import", "--help", *map(help_of, [command, *also])])
-        options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
-        faults += [
-            f"{page}: vlmo {command} has no {option}" for option in options if option not in shown
-        ]
-    known = " ".join(
-        ["--import", "--imagenet_default_mean_and_std", *helps.values()]
-    )  # the latter is timm's
+        for option in [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]:
+            assert option in shown, f"{page}: vlmo {command} has no {option}"
+    # the latter is timm's
+    known = " ".join(["--import", "--imagenet_default_mean_and_std", *helps.values()])
     for page in PAGES:
-        alone = re.findall(
-            r"--[a-z][\w.-]*", " ".join(re.findall(r"`(--[^`]+)`", page.read_text()))
-        )
-        faults += [
-            f"{page.name}: no command has {option}" for option in alone if option not in known
-        ]
-    assert not faults, "\n".join(faults)
+        alone = " ".join(re.findall(r"`(--[^`]+)`", page.read_text()))
+        for option in re.findall(r"--[a-z][\w.-]*", alone):
+            assert option in known, f"{page.name}: no command has {option}"
 
 
 def test_version_of_the_citation_is_the_packages():
@@ -155,39 +134,27 @@ def test_site_takes_the_repository_from_the_project(repository, monkeypatch, tmp
 
 
 def test_no_address_has_a_placeholder_for_the_owner():
-    files = [*PAGES, *(ROOT / "examples").iterdir(), *(ROOT / ".github").rglob("*.yml")]
+    files = [*PAGES, *(ROOT / "examples").glob("*.*"), *(ROOT / ".github").rglob("*.yml")]
     files += [
         ROOT / name for name in ("pyproject.toml", "CITATION.cff", "SECURITY.md", "mkdocs.yml")
     ]
-    assert not [
-        file.name for file in files if file.is_file() and "github.com/OWNER" in file.read_text()
-    ]
+    for file in files:
+        assert "github.com/OWNER" not in file.read_text(), file
 
 
 def test_files_modules_and_tests_that_pages_name_exist():
     """Links are checked by the site; these are words between backticks."""
-    faults = []
-    for page in [
-        *PAGES,
-        *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
-    ]:
+    folders = "src|tests|docs|benchmarks|experiments|attacks|worlds"
+    others = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")]
+    for page in [*PAGES, *others]:
         text = page.read_text()
-        for name in set(
-            re.findall(
-                r"`((?:src|tests|docs|benchmarks|experiments|attacks|worlds)/[\w./-]+\.\w+)", text
-            )
-        ):
-            faults += (
-                []
-                if any((root / name).exists() for root in (ROOT, ROOT / "tests"))
-                else [f"{page.name}: {name}"]
-            )
-        for name in set(re.findall(r"`(vlmo(?:\.\w+)+)`", text)):
-            faults += [] if resolved(name) else [f"{page.name}: {name}"]
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)", text):
+            assert any((root / name).exists() for root in (ROOT, ROOT / "tests")), (page, name)
+        for name in re.findall(r"`(vlmo(?:\.\w+)+)`", text):
+            assert resolved(name), (page, name)
     paper = (ROOT / "docs" / "paper.md").read_text()
     for module, symbol in re.findall(r"`([a-z_]+(?:\.\w+)*):([\w.]+)`", paper):
-        faults += [] if resolved(f"vlmo.{module}.{symbol}") else [f"paper.md: {module}:{symbol}"]
-    assert not faults, "\n".join(faults)
+        assert resolved(f"vlmo.{module}.{symbol}"), (module, symbol)
 
 
 def resolved(name: str) -> bool:

@@ -23,9 +23,8 @@ def test_fast_quickstart_and_the_command_that_it_names_find_drawings_and_index_o
     for name in ("emoji-pairs", "lucide-icons"):
         rows = builtin.load(name, split="test")
         asked = [any(text in fast.QUERIES for text in captions) for captions in rows["captions"]]
-        rows.select([n for n in range(len(rows)) if asked[n] or n % 12 == 0]).save_to_disk(
-            str(few / name / "test")
-        )
+        kept = [number for number in range(len(rows)) if asked[number] or number % 12 == 0]
+        rows.select(kept).save_to_disk(str(few / name / "test"))
     monkeypatch.setattr(fast, "SOURCES", (("emoji-pairs", "test"), ("lucide-icons", "test")))
     monkeypatch.setattr(builtin, "build", few.joinpath)
     main(["quickstart", "--fast"])
@@ -47,9 +46,8 @@ def test_fast_quickstart_and_the_command_that_it_names_find_drawings_and_index_o
     main(["search", str(index), "red heart", "--sheet", "hearts.png", "--json", "--top", "8"])
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert "red heart" in [hit["captions"][0] for hit in hits[:3]]
-    assert named[-1] == sum(
-        any({"red", "heart"} <= set(text.split()) for text in hit["captions"]) for hit in hits
-    )
+    words = [[set(text.split()) for text in hit["captions"]] for hit in hits]
+    assert named[-1] == sum(any({"red", "heart"} <= text for text in texts) for texts in words)
     with Image.open("hearts.png") as sheet:
         assert sheet.size[0] > 400
 

@@ -23,11 +23,8 @@ STAGES = tuple(quickstart.STEPS)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("quickstart")
-    with (
-        few_rows(NUM_ROWS),
-        pytest.MonkeyPatch.context() as patch,
-        (folder / "shown.txt").open("w") as file,
-    ):
+    file = (folder / "shown.txt").open("w")
+    with few_rows(NUM_ROWS), pytest.MonkeyPatch.context() as patch, file:
         patch.setattr(tracking, "LINE_EVERY_S", 0.0)
         patch.setattr(quickstart, "SHORTLIST", TEST_ROWS // 2)
         with contextlib.redirect_stdout(file):
@@ -38,9 +35,8 @@ def run(tmp_path_factory) -> Iterator[Path]:
 def test_each_stage_shows_the_time_to_the_end_and_leaves_a_whole_folder(run):
     shown = (run / "shown.txt").read_text()
     for number, stage in enumerate(STAGES, start=1):
-        assert re.search(
-            rf"^{number} of 7, {stage}: about 0:\d\d:\d\d to the end on two CPU cores$", shown, re.M
-        )
+        line = rf"^{number} of 7, {stage}: about 0:\d\d:\d\d to the end on two CPU cores$"
+        assert re.search(line, shown, re.MULTILINE)
         assert (run / stage / "model" / "model.safetensors").is_file()
         for name in ("recipe.json", "metrics.jsonl", "quarantine.jsonl", "state", "tensorboard"):
             assert (run / stage / name).exists(), f"{stage}/{name}"
@@ -58,9 +54,8 @@ def test_figures_stand_beside_chance(run):
         assert all(0 <= value <= 1 for value in metrics.values())
     binding = json.loads((run / "shapes-binding.json").read_text())
     assert binding["num_predictions"] == TEST_ROWS // 2
-    assert {f"dual[{kind}]" for kind in ("object", "color", "relation", "swap")} < binding[
-        "metrics"
-    ].keys()
+    kinds = {f"dual[{kind}]" for kind in ("object", "color", "relation", "swap")}
+    assert kinds < binding["metrics"].keys()
 
 
 def test_cards_show_figures_data_and_licences(run):
@@ -75,7 +70,8 @@ def test_cards_show_figures_data_and_licences(run):
         assert f" | {shown} | " in row
         assert f" | {round(100 * figures['chance'][metric], 2)} % | " in row
     # Fewer steps than the recipe's, so its first line is not claimed.
-    derived = "derived from `shapes-stage3`, with other settings: `schedule.warmup_steps`, `trainer.max_steps`"
+    settings = "`schedule.warmup_steps`, `trainer.max_steps`"
+    derived = f"derived from `shapes-stage3`, with other settings: {settings}"
     assert all(words in card for words in ("# shapes-stage3\n", derived, "CC0-1.0"))
     for use in ("stage 1", "stage 2", "stage 3", "visual tokenizer", "vocabulary"):
         assert re.search(rf"[|;] {use}", card)
@@ -85,9 +81,8 @@ def test_cards_show_figures_data_and_licences(run):
 
 def test_report_shows_images_and_attention(run):
     page = (run / "report.html").read_text()
-    assert all(
-        words in page for words in ("data:image/", "Chance", "Text to image", "Attention of words")
-    )
+    for words in ("data:image/", "Chance", "Text to image", "Attention of words"):
+        assert words in page
     assert "What false captions teach" not in page  # which takes a whole run
 
 
@@ -109,22 +104,7 @@ def test_second_run_trains_nothing_again(run, capsys, monkeypatch):
 def test_evaluate_repeats_the_figures(run, tmp_path):
     out = tmp_path / "figures.json"
     model, limit = str(run / "shapes-stage3" / "model"), str(TEST_ROWS)
-    main(
-        [
-            "evaluate",
-            model,
-            "--data",
-            "shapes",
-            "--rerank",
-            "0",
-            "--limit",
-            limit,
-            "--out",
-            str(out),
-        ]
-    )
-    again, first = (
-        json.loads(out.read_text())["metrics"],
-        json.loads((run / "shapes.json").read_text())["metrics"],
-    )
+    main(f"evaluate {model} --data shapes --rerank 0 --limit {limit} --out {out}".split())
+    again = json.loads(out.read_text())["metrics"]
+    first = json.loads((run / "shapes.json").read_text())["metrics"]
     assert again == {name: first[name] for name in again}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -42,12 +43,7 @@ def test_python_runs(place, monkeypatch, capsys):
 
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    commands = [
-        line
-        for block in blocks("sh", page=PAGE)
-        for line in block.splitlines()
-        if line.startswith("vlmo ")
-    ]
+    commands = re.findall(r"^vlmo .*", "".join(blocks("sh", page=PAGE)), flags=re.MULTILINE)
     assert len(commands) == 9
     for command in commands:
         main(shlex.split(command, comments=True)[1:])

@@ -15,18 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.few_rows import few_rows
+from tests.toy_questions import COLORS
 from vlmo.cli import main
 
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 SCRIPT = Path(__file__).parents[2] / "examples" / "search_folder.py"
-COLORS = {
-    "red": (210, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (40, 60, 210),
-    "yellow": (230, 210, 50),
-}
 SHAPES = ("bar", "square", "corner")
 TRAINING = ("train", "finetune")
 
@@ -42,15 +37,10 @@ def commands() -> list[list[str]]:
     found = re.findall(
         r"^```sh\n(.*?)^```|`(vlmo [^`]+)`", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE
     )
-    lines = [
-        line
-        for block, words in found
-        for line in (block.splitlines() or [words])
-        if line.startswith("vlmo ")
-    ]
-    return [
-        words for line in lines if len(words := shlex.split(line)[1:]) > 1
-    ]  # a bare `vlmo evaluate` is a name
+    text = "\n".join(block or " ".join(words.split()) for block, words in found)
+    lines = re.findall(r"^vlmo .*", text, flags=re.MULTILINE)
+    # a bare `vlmo evaluate` is a name
+    return [words for line in lines if len(words := shlex.split(line)[1:]) > 1]
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -68,9 +58,8 @@ def write_images(folder: Path) -> None:
         for number in range(60):
             color, shape = list(COLORS)[number % 4], SHAPES[number % 3]
             pixels = np.full((48, 48, 3), 255, dtype=np.uint8)
-            pixels[4 : {"bar": 14, "square": 30, "corner": 44}[shape], 4 + number % 8 : 30] = (
-                COLORS[color]
-            )
+            bottom = {"bar": 14, "square": 30, "corner": 44}[shape]
+            pixels[4:bottom, 4 + number % 8 : 30] = COLORS[color]
             Image.fromarray(pixels).save(folder / f"{number}.png")
             split = "test" if number >= 48 else "validation" if number >= 36 else "train"
             table.writerow([f"{number}.png", f"a {color} {shape}, place {number}", split])
@@ -92,23 +81,10 @@ def place(tmp_path_factory) -> Path:
     (folder / "sentences.txt").write_text(
         "\n".join(f"This is sentence {number}, about a dog." for number in range(64))
     )
-    run = "runs/quickstart/shapes-questions"
+    line = "train shapes-questions --run-dir runs/quickstart/shapes-questions --init None"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(
-            [
-                "train",
-                "shapes-questions",
-                "--run-dir",
-                run,
-                "--init",
-                "None",
-                "--steps",
-                "2",
-                "--batch-size",
-                "32",
-            ]
-        )
+        main(shortened(line.split()))
     return folder
 
 
@@ -116,13 +92,8 @@ def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     trained = [words for words in commands() if words[0] in TRAINING and "--help" not in words]
     assert len(trained) == 6
-    assert {words[0] for words in commands()} == {
-        *TRAINING,
-        "evaluate",
-        "index",
-        "search",
-        "predict",
-    }
+    others = {"evaluate", "index", "search", "predict"}
+    assert {words[0] for words in commands()} == {*TRAINING, *others}
     for words in commands():
         if "--help" in words:
             continue
@@ -131,11 +102,8 @@ def test_commands_run(place, monkeypatch, capsys):
     assert re.search(r"retrieval, \S+ test, \d+ rows, percent", printed)
     assert "IR@1" in printed
     for words in trained:
-        (run,) = [
-            words[place + 1]
-            for place, word in enumerate(words)
-            if word in ("--run-dir", "--output-dir")
-        ]
+        (option,) = {"--run-dir", "--output-dir"}.intersection(words)
+        run = words[words.index(option) + 1]
         assert (Path(run) / "model" / "model.safetensors").is_file()
     with Image.open("seen.png") as seen:
         assert seen.width > 0
@@ -154,11 +122,8 @@ def test_python_runs(place, monkeypatch, capsys):
     assert "36 of 36 images can be used" in capsys.readouterr().out
     for row in map(json.loads, "".join(blocks("json")).splitlines()):
         assert {"image", "captions"} <= set(row) or {"image_id", "reason"} <= set(row)
-    assert next(csv.DictReader(blocks("csv")[0].splitlines())).keys() == {
-        "image",
-        "caption",
-        "split",
-    }
+    row = next(csv.DictReader(blocks("csv")[0].splitlines()))
+    assert row.keys() == {"image", "caption", "split"}
 
 
 def test_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -20,8 +20,7 @@ def test_images_are_two_drawings_side_by_side_or_stacked(tmp_path, monkeypatch):
     for number, line in enumerate(lines):
         file, caption = line.split(",")
         first, second = caption.split(" and ", maxsplit=1)
-        assert first in names
-        assert second in names
+        assert {first, second} <= {*names}
         assert first != second
         with Image.open(tmp_path / "test" / file) as image:
             assert image.size == ((192, 96) if number % 2 == 0 else (96, 192))
@@ -51,6 +50,5 @@ def test_committed_result_follows_from_its_seeds_and_names_a_commit():
     assert len(result["seeds"]) == 5
     assert len(result["commit"]) == 40  # without "-dirty"
     for part in ("as it is", "fine-tuned"):
-        assert result[part] == long_images.summary(
-            [seed[part] for seed in result["seeds"].values()]
-        )
+        seeds = [seed[part] for seed in result["seeds"].values()]
+        assert result[part] == long_images.summary(seeds)

@@ -17,9 +17,7 @@ def table(dual: float, fusion: float) -> dict[str, dict[str, float]]:
 
 def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
     found = {3: table(0.1, 0.8), 4: table(0.3, 0.9), 5: table(0.2, 0.5)}
-    lines = [
-        {"step": step, "loss": 1.0, **dict.fromkeys(LOSSES, 20.0 - step)} for step in range(1, 21)
-    ]
+    lines = [{"step": n, "loss": 1.0, **dict.fromkeys(LOSSES, 20.0 - n)} for n in range(1, 21)]
     monkeypatch.setattr(quickstart_seeds, "read_metrics", lambda _: lines)
     seeds, written = [], []
 
@@ -29,32 +27,18 @@ def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
         return found[seed]
 
     monkeypatch.setattr(quickstart_seeds, "run_quickstart", trained)
-    monkeypatch.setattr(
-        quickstart_seeds, "without_false_captions", lambda _, *, seed, **__: {"seed": seed}
-    )
-    out, command = (
-        tmp_path / "out.json",
-        ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")],
-    )
+    without = lambda _, *, seed, **__: {"seed": seed}  # noqa: E731
+    monkeypatch.setattr(quickstart_seeds, "without_false_captions", without)
+    out = tmp_path / "out.json"
+    command = ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")]
     with pytest.raises(SystemExit, match="--without is 1; give one of --seeds"):
         quickstart_seeds.main([*command, "--out", str(out)])
     quickstart_seeds.main([*command, "--out", str(out), "--without", "4"])
     assert seeds == [4, 3, 5]
     assert written == [False, {"seed": 4}, {"seed": 4}]  # never a file without these
     result = json.loads(out.read_text())
-    assert result["summary"]["Dual encoder"]["R@1"] == {
-        "median": 0.2,
-        "lowest": 0.1,
-        "highest": 0.3,
-    }
-    assert result["summary"]["Fusion encoder"]["R@1"] == {
-        "median": 0.8,
-        "lowest": 0.5,
-        "highest": 0.9,
-    }
-    assert result["stages"]["shapes-stage1"]["mim"] == {
-        "median": 0.5,
-        "lowest": 0.5,
-        "highest": 0.5,
-    }
+    dual, fusion = (result["summary"][f"{name} encoder"]["R@1"] for name in ("Dual", "Fusion"))
+    assert dual == {"median": 0.2, "lowest": 0.1, "highest": 0.3}
+    assert fusion == {"median": 0.8, "lowest": 0.5, "highest": 0.9}
+    assert result["stages"]["shapes-stage1"]["mim"] == dict.fromkeys(dual, 0.5)
     assert result["seeds"]["5"] == found[5]

@@ -7,6 +7,7 @@ import torch
 from tests.losses.steps import close, results
 from tests.toy_batch import make_batch
 from tests.toy_model import toy
+from torch.nn.functional import softplus
 
 from switches import (
     ADAMW,
@@ -50,20 +51,15 @@ def test_sigmoid_loss_counts_each_pair_once_and_false_captions_as_negatives() ->
 def test_objective_has_the_batch_and_its_false_captions_and_learns_scale_and_bias() -> None:
     model = toy(VLMoForImageTextRetrieval, size=0.1)
     objective, batch = SigmoidObjective(model, bias=-5.0, config=LOSSES), make_batch()
-    batch |= {
-        "false_input_ids": batch["input_ids"].roll(1, 0),
-        "false_attention_mask": batch["attention_mask"].roll(1, 0),
-    }
+    batch |= {f"false_{part}": batch[part].roll(1, 0) for part in ("input_ids", "attention_mask")}
     batch["false_attention_mask"][3] = 0  # a row without
     losses, gradients = results(objective, batch)
     close(losses["temperature"], torch.tensor(0.1))
     images = model.get_image_features(batch["pixel_values"])
     texts = model.get_text_features(batch["input_ids"], batch["attention_mask"])
     logits = 10 * images @ texts.T - 5
-    terms, false = (
-        torch.nn.functional.softplus(each) for each in (logits - 2 * logits * torch.eye(8), logits)
-    )
-    false = false.roll(1, 1).diagonal()[torch.arange(8) != 3].sum()
+    terms = softplus(logits - 2 * logits * torch.eye(8))
+    false = softplus(logits).roll(1, 1).diagonal()[torch.arange(8) != 3].sum()
     close(losses["loss"], (terms.sum() - terms[0, 5] - terms[5, 0] + false) / 8)
     assert gradients["contrast_head.logit_scale"].abs() > 0
     assert objective.bias.grad.abs() > 0
@@ -80,26 +76,15 @@ def test_averages_follow_the_steps() -> None:
 
 
 def test_arms_are_valid_recipes_that_differ_in_one_thing(tmp_path) -> None:
-    arms = (
-        Arm(MUON, 1e-3),
-        Arm(ADAMW, 1e-3),
-        Arm(AVERAGE, 1e-3, decay=0.9),
-        Arm(SIGMOID, 1e-3, bias=-5.0),
-    )
+    arms = [Arm(name, 1e-3) for name in (MUON, ADAMW)]
+    arms += [Arm(AVERAGE, 1e-3, decay=0.9), Arm(SIGMOID, 1e-3, bias=-5.0)]
     recipes = {arm.name: recipe_of(arm, seed=3, steps=40) for arm in arms}
     for recipe in recipes.values():
         check_recipe(recipe, processes=1)
-        assert (recipe.seed, recipe.init, recipe.trainer.max_steps, recipe.loader.num_workers) == (
-            3,
-            None,
-            40,
-            0,
-        )
-        assert recipe.data.source == "shapes"
+        assert (recipe.seed, recipe.init, recipe.data.source) == (3, None, "shapes")
+        assert (recipe.trainer.max_steps, recipe.loader.num_workers) == (40, 0)
         assert recipe.task.losses.itc_false_captions
-    changed = {
-        name: sorted(changed_settings(recipes[MUON], recipe)) for name, recipe in recipes.items()
-    }
+    changed = {name: changed_settings(recipes[MUON], recipe) for name, recipe in recipes.items()}
     assert changed == {MUON: [], ADAMW: ["optimizer.muon"], AVERAGE: [], SIGMOID: ["task.bias"]}
     on_icons = recipe_of(arms[0], seed=3, steps=40, icons=tmp_path)
     check_recipe(on_icons, processes=1)
@@ -109,12 +94,8 @@ def test_arms_are_valid_recipes_that_differ_in_one_thing(tmp_path) -> None:
 
 
 def test_report_has_the_chosen_setting_and_paired_intervals() -> None:
-    values = {
-        ADAMW: (0.50, 0.60, 0.70),
-        MUON: (0.60, 0.72, 0.78),
-        AVERAGE: (0.6, 0.73, 0.76),
-        SIGMOID: (0.2, 0.3, 0.4),
-    }
+    values = {ADAMW: (0.50, 0.60, 0.70), MUON: (0.60, 0.72, 0.78)}
+    values |= {AVERAGE: (0.6, 0.73, 0.76), SIGMOID: (0.2, 0.3, 0.4)}
     runs = [arm._asdict() | {"seed": 0, "recall": arm.lr} for arm in TRIES]
     for name, each in values.items():
         for seed, value in enumerate(each, 1):
@@ -123,10 +104,8 @@ def test_report_has_the_chosen_setting_and_paired_intervals() -> None:
     shown = report(runs)
     assert "| AdamW | lr 0.002, end 0.05 | 300 | 60 to 62 | 60.0 | 60.0 | 60.0 |  |" in shown
     # Deviations 2, 1.53 and 2; 4.303 / sqrt(3) of them.
-    assert (
-        f"| Muon | lr 0.003, end 0.05 | 300 | 60 to 62 |{' 70.0 (+10.0 ± 5.0) |' * 3} AdamW: holds |"
-        in shown
-    )
+    row = "| Muon | lr 0.003, end 0.05 | 300 | 60 to 62 |"
+    assert f"{row}{' 70.0 (+10.0 ± 5.0) |' * 3} AdamW: holds |" in shown
     assert f"| 60 to 62 |{' 69.7 (-0.3 ± 3.8) |' * 3} Muon: unclear |" in shown
     assert f"| 60 to 62 |{' 30.0 (-40.0 ± 5.0) |' * 3} Muon: reversed |" in shown
 
@@ -135,7 +114,5 @@ def test_runs_of_another_world_are_not_gone_on_with(tmp_path) -> None:
     out = tmp_path / "out.json"
     out.write_text('{"seconds": 50, "world": "scenes", "step": {}, "runs": []}')
     (tmp_path / "icons" / "pairs").mkdir(parents=True)
-    with pytest.raises(
-        SystemExit, match="holds runs of 50 s on scenes; name another file by --out"
-    ):
+    with pytest.raises(SystemExit, match="holds runs of 50 s on scenes; name another file"):
         main(tmp_path, icons=tmp_path, out=out)

@@ -33,6 +33,7 @@ from vlmo.tasks.calibration import write_settings
 # 4e-7 on log-odds of up to 3.5.
 SAME, SAME_ODDS = 1e-6, 5e-6
 TEXTS = [captions[0] for captions in CAPTIONS]
+TRUSTED = {"device": "cpu", "trust_remote_code": True, "local_files_only": True}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,8 @@ def ours(folder) -> Encoder:
 
 def pair_scores(ours: Encoder, pictures, texts, *, weight: float = 0.5) -> np.ndarray:
     similarity = (ours.embed_images(pictures) * ours.embed_texts(texts)).sum(axis=1)
-    return (1 - weight) * ours.inverse_temperature * similarity + weight * ours.match(
-        pictures, texts
-    )
+    odds = ours.match(pictures, texts)
+    return (1 - weight) * ours.inverse_temperature * similarity + weight * odds
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -73,14 +73,8 @@ def test_embeddings_are_our_features_at_every_batch_size(model, ours, batch_size
 
 def test_mixed_lists_keep_their_order(model, ours):
     pictures = drawings()
-    mixed = [
-        TEXTS[0],
-        pictures[3],
-        pictures[1],
-        TEXTS[7],
-        {"image": pictures[2]},
-        {"text": TEXTS[5]},
-    ]
+    mixed = [TEXTS[0], pictures[3], pictures[1], TEXTS[7]]
+    mixed += [{"image": pictures[2]}, {"text": TEXTS[5]}]
     images = ours.embed_images([pictures[number] for number in (3, 1, 2)])
     texts = ours.embed_texts([TEXTS[number] for number in (0, 7, 5)])
     expected = np.stack([texts[0], images[0], images[1], texts[1], images[2], texts[2]])
@@ -114,9 +108,8 @@ def test_model_says_what_it_is_and_finds_images(model, ours, folder):
     assert [model.supports(kind) for kind in ("text", "image", "audio")] == [True, True, False]
     assert model.max_seq_length == 16
     assert model.device.type == "cpu"
-    assert (
-        model.tokenizer.get_vocab() == VLMoProcessor.from_pretrained(folder).tokenizer.get_vocab()
-    )
+    tokenizer = VLMoProcessor.from_pretrained(folder).tokenizer
+    assert model.tokenizer.get_vocab() == tokenizer.get_vocab()
     queries, documents = model.encode_query(TEXTS[::2]), model.encode_document(drawings()[::2])
     similarity = model.similarity(queries, documents)
     expected = ours.embed_texts(TEXTS[::2]) @ ours.embed_images(drawings()[::2]).T
@@ -139,10 +132,8 @@ MIXED = [{"text": "a", "image": 1}, {"image": "nowhere.png"}]
 
 @pytest.mark.parametrize("entry", [*MIXED, *MESSAGES, ("a", "b"), 3, "data:image/png;base64,AAAA"])
 def test_other_inputs_are_refused(model, entry):
-    with pytest.raises(
-        (ValueError, FileNotFoundError),
-        match=r"expected a string|nsupported|Incorrect image|nowhere",
-    ):
+    reasons = r"expected a string|nsupported|Incorrect image|nowhere"
+    with pytest.raises((ValueError, FileNotFoundError), match=reasons):
         model.encode([entry])
 
 
@@ -159,32 +150,26 @@ def test_saved_folder_comes_back_and_is_a_model_folder(folder, tmp_path):
     model.similarity_fn_name = "dot"
     model.save(str(tmp_path), create_model_card=False)
     listing = json.loads((tmp_path / "modules.json").read_text())
-    assert [entry["type"] for entry in listing] == [
-        "vlmo.integrations.sentence_transformers.VLMoEmbedder"
-    ]
+    (module,) = [entry["type"] for entry in listing]
+    assert module == "vlmo.integrations.sentence_transformers.VLMoEmbedder"
 
     inputs = [*TEXTS[:3], *drawings()[:3]]
-    trusted = SentenceTransformer(
-        str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True
-    )
+    trusted = SentenceTransformer(str(tmp_path), **TRUSTED)
     for again in (load_sentence_transformer(tmp_path, device="cpu"), trusted):
         assert np.array_equal(again.encode(inputs), model.encode(inputs))
         assert again.similarity_fn_name == "dot"
         assert again.prompts["query"] == "a "
         assert np.array_equal(again.encode_query("red bar"), model.encode("a red bar"))
 
-    before, after = (
-        VLMoForImageTextRetrieval.from_pretrained(each).state_dict() for each in (folder, tmp_path)
-    )
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    after = VLMoForImageTextRetrieval.from_pretrained(tmp_path).state_dict()
+    for name, tensor in VLMoForImageTextRetrieval.from_pretrained(folder).state_dict().items():
+        assert torch.equal(tensor, after[name]), name
 
 
 def test_model_folder_is_found_by_the_librarys_own_way_or_refused(model, folder):
     """Not the mean of the last states, which would be vectors without a word."""
     inputs = [*TEXTS[:3], *drawings()[:3]]
-    plain = SentenceTransformer(
-        str(folder), device="cpu", trust_remote_code=True, local_files_only=True
-    )
+    plain = SentenceTransformer(str(folder), **TRUSTED)
     assert np.array_equal(plain.encode(inputs), model.encode(inputs))
     with pytest.raises(ValueError, match="trust_remote_code"):
         SentenceTransformer(str(folder), device="cpu")
@@ -219,9 +204,8 @@ def test_mined_hard_negatives_are_the_best_wrong_images(model, scorer, ours, tmp
     pairs = Dataset.from_dict({"anchor": TEXTS, "positive": paths})
     # With a largest score, the fusion encoder scores the candidates: here all images, so that its order decides alone.
     options = {"cross_encoder": scorer, "range_max": len(pictures) - 1, "max_score": 1e9}
-    mined = mine_hard_negatives(
-        pairs, model, num_negatives=1, output_format="triplet", verbose=False, **options
-    )
+    options |= {"num_negatives": 1, "output_format": "triplet", "verbose": False}
+    mined = mine_hard_negatives(pairs, model, **options)
     scores = np.stack([pair_scores(ours, pictures, [text] * len(pictures)) for text in TEXTS])
     np.fill_diagonal(scores, -np.inf)
     assert mined["anchor"][:] == TEXTS
@@ -230,14 +214,11 @@ def test_mined_hard_negatives_are_the_best_wrong_images(model, scorer, ours, tmp
 
 def test_loss_of_sentence_transformers_trains_the_model(folder):
     model = load_sentence_transformer(folder, device="cpu")
-    loss = MultipleNegativesRankingLoss(model)(
-        [model.preprocess(drawings()), model.preprocess(TEXTS)], None
-    )
-    loss.backward()
+    inputs = [model.preprocess(drawings()), model.preprocess(TEXTS)]
+    MultipleNegativesRankingLoss(model)(inputs, None).backward()
     head = model[0].model.contrast_head
-    assert all(
-        each.weight.grad.abs().max() > 0 for each in (head.image_projection, head.text_projection)
-    )
+    for projection in (head.image_projection, head.text_projection):
+        assert projection.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -261,18 +242,14 @@ def test_order_is_that_of_a_search_that_reranks_and_of_its_weights(folder, tmp_p
     for text, (each, weight) in itertools.product(TEXTS[::5], ((scorer, None), (alone, 1))):
         hits = searcher.search(text, top=NUM_IMAGES, rerank=NUM_IMAGES, weight=weight).hits
         ranking = each.rank(text, drawings())
-        assert [f"{entry['corpus_id']}.png" for entry in ranking] == [
-            Path(hit.path).name for hit in hits
-        ]
-        np.testing.assert_allclose(
-            [entry["score"] for entry in ranking], [hit.score for hit in hits], atol=1e-4
-        )
+        order = [int(Path(hit.path).stem) for hit in hits]
+        assert [entry["corpus_id"] for entry in ranking] == order
+        scores = [entry["score"] for entry in ranking]
+        np.testing.assert_allclose(scores, [hit.score for hit in hits], atol=1e-4)
     # Texts are ranked for an image.
     expected = pair_scores(searcher.encoder, drawings()[:1] * len(TEXTS), TEXTS, weight=0.9)
-    assert (
-        np.abs(scorer.predict([(drawings()[0], text) for text in TEXTS]) - expected).max()
-        < SAME_ODDS
-    )
+    scores = scorer.predict([(drawings()[0], text) for text in TEXTS])
+    assert np.abs(scores - expected).max() < SAME_ODDS
 
 
 def test_image_of_many_pairs_is_prepared_once(scorer, ours):
@@ -287,9 +264,7 @@ def test_image_of_many_pairs_is_prepared_once(scorer, ours):
 def test_saved_cross_encoder_comes_back(scorer, tmp_path):
     scorer.save(str(tmp_path), create_model_card=False)
     pairs = list(zip(TEXTS, drawings(), strict=True))
-    trusted = CrossEncoder(
-        str(tmp_path), device="cpu", trust_remote_code=True, local_files_only=True
-    )
+    trusted = CrossEncoder(str(tmp_path), **TRUSTED)
     for again in (load_cross_encoder(tmp_path, device="cpu"), trusted):
         assert np.array_equal(again.predict(pairs), scorer.predict(pairs))
         assert isinstance(again.activation_fn, torch.nn.Identity)
@@ -303,17 +278,15 @@ def test_saved_activation_is_kept_and_no_code_is_run_for_it(folder, tmp_path):
     scorer.save(str(tmp_path), create_model_card=False)
     assert isinstance(load_cross_encoder(tmp_path, device="cpu").activation_fn, torch.nn.Sigmoid)
     settings = tmp_path / "config_sentence_transformers.json"
-    settings.write_text(
-        settings.read_text().replace("torch.nn.modules.activation.Sigmoid", "os.getcwd")
-    )
+    text = settings.read_text()
+    settings.write_text(text.replace("torch.nn.modules.activation.Sigmoid", "os.getcwd"))
     assert isinstance(load_cross_encoder(tmp_path, device="cpu").activation_fn, torch.nn.Sigmoid)
 
 
 @pytest.mark.parametrize("pair", [("a", "b"), ("a",), ("a", 3), ("a", "b", "c")])
 def test_other_pairs_are_refused(scorer, pair):
-    with pytest.raises(
-        ValueError, match=r"one string and one image|expected a string|nsupported|not supported"
-    ):
+    reasons = r"one string and one image|expected a string|nsupported|not supported"
+    with pytest.raises(ValueError, match=reasons):
         scorer.predict([pair])
 
 

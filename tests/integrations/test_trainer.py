@@ -59,12 +59,9 @@ CAPTIONS = ["is it red and round?", "is it blue and square?"]
 
 
 def masked_words(rows: Dataset) -> TrainerExamples:
-    contents = Contents(
-        seed=0,
-        transform=TrainTransform(TransformConfig(image_size=64)),
-        tokenizer=processor().tokenizer,
-        words=WordMaskConfig(probability=0.4),
-    )
+    transform = TrainTransform(TransformConfig(image_size=64))
+    words = WordMaskConfig(probability=0.4)
+    contents = Contents(0, transform=transform, tokenizer=processor().tokenizer, words=words)
     return TrainerExamples(RowExamples(rows, contents, texts=[CAPTIONS] * len(rows)))
 
 
@@ -86,13 +83,8 @@ def trainer(folder: Path, *, rows: int = 12, batch: int = 4, workers: int = 0) -
         disable_tqdm=True,
     )
     examples = masked_words(question_rows(rows))
-    return Trainer(
-        vlmo.VLMoForMaskedLM(config),
-        arguments,
-        data_collator=examples.collate,
-        train_dataset=examples,
-        eval_dataset=examples,
-    )
+    data = {"train_dataset": examples, "eval_dataset": examples}
+    return Trainer(vlmo.VLMoForMaskedLM(config), arguments, data_collator=examples.collate, **data)
 
 
 def test_trainer_fine_tunes_evaluates_and_resumes(tmp_path):
@@ -117,7 +109,7 @@ def test_a_row_has_other_captions_and_masks_in_each_epoch(workers, tmp_path):
     trains = trainer(tmp_path, rows=1, batch=1, workers=workers)
     loaders = [trains.get_train_dataloader(), trains.get_train_dataloader()]
     first, again = (
-        [str(batch["labels"]) for _ in range(6) for batch in loader] for loader in loaders
+        [str(rows["labels"]) for _ in range(6) for rows in loader] for loader in loaders
     )
     assert first == again
     assert len(set(first)) > 1

@@ -1,6 +1,7 @@
 """A gallery of drawings, and a model folder that has learnt half of it."""
 
 import functools
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -54,13 +55,12 @@ def trained_folder(folder: Path, *, steps: int = 60) -> Path:
 @functools.cache  # several test modules of a process share it
 def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
     torch.manual_seed(0)
-    words = [caption for captions in CAPTIONS for caption in captions]
+    words = list(chain.from_iterable(CAPTIONS))
     processor = VLMoProcessor.train(words * 2, vocab_size=90, image_size=64, max_text_length=16)
     model = VLMoForImageTextRetrieval(VLMoConfig.tiny(vocab_size=processor.vocab_size, **LIVELY))
     rows = range(0, NUM_IMAGES, 2)
-    inputs = processor(
-        images=drawings()[::2], text=[CAPTIONS[row][0] for row in rows], return_tensors="pt"
-    )
+    texts = [CAPTIONS[row][0] for row in rows]
+    inputs = processor(images=drawings()[::2], text=texts, return_tensors="pt")
     pixel_values, tokens = inputs.pop("pixel_values"), dict(inputs)
     labels = torch.arange(len(rows))
     match_labels = torch.cat([torch.ones_like(labels), torch.zeros_like(labels)])
@@ -70,9 +70,8 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
         others = pixel_values.roll(int(torch.randint(1, len(rows), ())), 0)
         twice = {name: torch.cat([part, part]) for name, part in tokens.items()}
         match_logits = model.match(torch.cat([pixel_values, others]), **twice)
-        loss = F.cross_entropy(output.logits_per_image, labels) + F.cross_entropy(
-            output.logits_per_text, labels
-        )
+        loss = F.cross_entropy(output.logits_per_image, labels)
+        loss += F.cross_entropy(output.logits_per_text, labels)
         (loss + F.cross_entropy(match_logits, match_labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -82,14 +81,14 @@ def _trained(steps: int) -> tuple[VLMoForImageTextRetrieval, VLMoProcessor]:
 def retrieval_set(processor: VLMoProcessor) -> RetrievalSet:
     """The whole gallery, as our own evaluation reads it."""
     pixel_values = processor(images=drawings(), return_tensors="pt")["pixel_values"]
-    tokens = processor(
-        text=[caption for captions in CAPTIONS for caption in captions], return_tensors="pt"
-    )
+    tokens = processor(text=list(chain.from_iterable(CAPTIONS)), return_tensors="pt")
+
+    def read_texts(numbers: range) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(numbers.start, numbers.stop)
+        return tokens["input_ids"][rows], tokens["attention_mask"][rows]
+
     return RetrievalSet(
         read_images=lambda numbers: pixel_values[numbers.start : numbers.stop],
-        read_texts=lambda numbers: (
-            tokens["input_ids"][numbers.start : numbers.stop],
-            tokens["attention_mask"][numbers.start : numbers.stop],
-        ),
+        read_texts=read_texts,
         text_to_image=torch.arange(NUM_IMAGES).repeat_interleave(2),
     )

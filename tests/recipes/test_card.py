@@ -22,6 +22,7 @@ from vlmo.run.build import data_source
 from vlmo.tasks import evaluate
 
 TODAY = datetime.date.today().isoformat()
+BEGUN = "begun.safetensors"
 NOT_STATED = "not stated: as its owner states"
 
 
@@ -49,15 +50,9 @@ def test_pairs(tmp_path_factory) -> Path:
         for number, licence in enumerate(("CC0-1.0", "CC-BY-4.0", "CC0-1.0", "CC0-1.0")):
             pixels = np.full((40, 40, 3), 60 * number, dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
+            origin = "my pairs" if number else "museum"
             for caption in ("a square", "square"):
-                row = [
-                    f"{number}.png",
-                    f"{caption} {number}",
-                    "test",
-                    licence,
-                    "my pairs" if number else "museum",
-                ]
-                table.writerow(row)
+                table.writerow([f"{number}.png", f"{caption} {number}", "test", licence, origin])
     return folder
 
 
@@ -65,32 +60,21 @@ def test_pairs(tmp_path_factory) -> Path:
 def chain(pictures, visual_tokenizer, test_pairs, tmp_path_factory) -> dict[int, Path]:
     """Model folders of the three stages, each from the one before; stage 3 is evaluated at its end.
 
-    `begun.safetensors` in a run folder has the weights before the first step.
+    `BEGUN` in a run folder has the weights before the first step.
     """
     root, folders = tmp_path_factory.mktemp("chain"), {}
     for number in (1, 2, 3):
-        recipe = shrunk(
-            find_recipe(f"shapes-stage{number}"), source=pictures, visual_tokenizer=visual_tokenizer
-        )
-        recipe = dataclasses.replace(
-            recipe,
-            init=str(folders[number - 1]) if folders else None,
-            evaluate_on=str(test_pairs) if number == 3 else None,
-        )
-        title = f"shapes-stage{number}"
-        original = find_recipe(title) if number == 2 else None
-        trainer = build(
-            recipe,
-            run_dir=root / f"stage{number}",
-            title=title,
-            about=f"About stage {number}.",
-            original=original,
-        )
+        title, run = f"shapes-stage{number}", root / f"stage{number}"
+        original = find_recipe(title)
+        recipe = shrunk(original, source=pictures, visual_tokenizer=visual_tokenizer)
+        init = str(folders[number - 1]) if folders else None
+        evaluate_on = str(test_pairs) if number == 3 else None
+        recipe = dataclasses.replace(recipe, init=init, evaluate_on=evaluate_on)
+        words = {"title": title, "about": f"About stage {number}."}
+        words["original"] = original if number == 2 else None
+        trainer = build(recipe, run_dir=run, **words)
         begun = trainer.objective.state_dict()
-        save_file(
-            {name: value.clone() for name, value in begun.items()},
-            root / f"stage{number}" / "begun.safetensors",
-        )
+        save_file({name: value.clone() for name, value in begun.items()}, run / BEGUN)
         folders[number] = trainer.fit().model_dir
     return folders
 
@@ -99,7 +83,7 @@ def test_stage_3_starts_with_attention_and_experts_of_the_stages_before(chain):
     """Attention and vision experts are stage 1's, bit for bit, and language experts stage 2's."""
     run = chain[3].parent
     stage1, stage2 = (load_file(chain[number] / "model.safetensors") for number in (1, 2))
-    begun = load_file(run / "begun.safetensors")
+    begun = load_file(run / BEGUN)
     for name, value in ((name.removeprefix("model."), value) for name, value in begun.items()):
         if ".attention." in name or ".vision." in name or ".norm1." in name:
             assert torch.equal(value, stage1[name]), name
@@ -112,28 +96,20 @@ def test_stage_3_starts_with_attention_and_experts_of_the_stages_before(chain):
     assert any(".vision_language." in name for name in begun)
     report = (run / "start.txt").read_text()
     assert "not in the start folder, left random: contrast_head.image_projection.weight" in report
-    assert (
-        "filled: vlmo.blocks.2.experts.vision_language.fc1.weight from vlmo.blocks.2.experts.language.fc1"
-        in report
-    )
+    experts = "vlmo.blocks.2.experts"
+    assert f"filled: {experts}.vision_language.fc1.weight from {experts}.language.fc1" in report
 
 
 def test_card_names_recipe_settings_and_start(chain):
     assert "# shapes-stage3\n\nAbout stage 3.\n" in (chain[3] / "README.md").read_text()
     settings = f"`recipe.json` in the run folder; {STEPS} steps of 16 examples, seed 0"
-    assert section(chain[1], "Recipe").splitlines()[1:] == [
-        f"- Settings: {settings}",
-        "- Start: random weights",
-    ]
-    start = f"{chain[2].parents[1].name}/stage2/model"
-    assert section(chain[3], "Recipe").splitlines() == [
-        "- Recipe: `shapes-stage3`",
-        f"- Settings: {settings}",
-        f"- Start: `{start}`",
-    ]
-    assert "Stage: stage 3, contrast, masked language modeling and matching" in section(
-        chain[3], "What it is"
-    )
+    first = section(chain[1], "Recipe").splitlines()[1:]
+    assert first == [f"- Settings: {settings}", "- Start: random weights"]
+    start = f"- Start: `{chain[2].parents[1].name}/stage2/model`"
+    third = section(chain[3], "Recipe").splitlines()
+    assert third == ["- Recipe: `shapes-stage3`", f"- Settings: {settings}", start]
+    kind = "Stage: stage 3, contrast, masked language modeling and matching"
+    assert kind in section(chain[3], "What it is")
     assert 'pipeline("zero-shot-image-classification"' in section(chain[3], "How to use")
 
 
@@ -152,10 +128,8 @@ def test_card_gathers_the_data_of_all_stages(chain, pictures, visual_tokenizer):
         [name, "stage 1, masked image modeling; vocabulary", NOT_STATED],
         [f"`{targets}`", f"whatever `{targets}` was trained on: its card does not say", NOT_STATED],
     ]
-    stage2, stage3 = (
-        "stage 2, masked language modeling",
-        "stage 3, contrast, masked language modeling and matching",
-    )
+    stage2 = "stage 2, masked language modeling"
+    stage3 = "stage 3, contrast, masked language modeling and matching"
     second = [[name, f"{stage2}; {first[0][1]}", NOT_STATED], first[1]]
     third = [[name, f"{stage3}; {second[0][1]}", NOT_STATED], first[1]]
     assert [cells(section(chain[number], "Data")) for number in (1, 2, 3)] == [first, second, third]
@@ -166,26 +140,16 @@ def test_card_shows_the_last_evaluation_beside_chance(chain, test_pairs):
     assert section(chain[1], "Metrics") == "Not measured."
     table, _, meanings = section(chain[3], "Metrics").partition("\n\n")
     rows = {row[1]: row for row in cells(table)}
-    assert (
-        {name: row[3] for name, row in rows.items()}
-        == {
-            "TR@1, dual encoder": "25.0 %",
-            "TR@5, dual encoder": "89.29 %",  # two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56
-            "TR@10, dual encoder": "100.0 %",
-            "IR@1, dual encoder": "25.0 %",
-            "IR@5, dual encoder": "100.0 %",
-            "IR@10, dual encoder": "100.0 %",
-        }
-    )
+    # Two of eight captions are right: 1 - C(6, 5) / C(8, 5) = 1 - 6 / 56 for TR@5.
+    chances = {"TR@1": "25.0", "TR@5": "89.29", "TR@10": "100.0"}
+    chances |= {"IR@1": "25.0", "IR@5": "100.0", "IR@10": "100.0"}
+    shown = {name.removesuffix(", dual encoder"): row[3] for name, row in rows.items()}
+    assert shown == {name: f"{chance} %" for name, chance in chances.items()}
     measured_on, name, value, _, source = rows["IR@1, dual encoder"]
-    share, low, high = map(
-        float, re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value).groups()
-    )
+    numbers = re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", value)
+    share, low, high = map(float, numbers.groups())
     assert 0 <= low <= share <= high <= 100
-    assert (
-        f"- {name}: share of captions whose own image has rank 1 or better among all images of the split"
-        in meanings
-    )
+    assert f"- {name}: share of captions whose own image has rank 1 or better" in meanings
     assert measured_on == "`my pairs`, test"
     assert source == f"last evaluation of the run, step {STEPS}, {TODAY}"
     assert "private way" not in (chain[3] / "README.md").read_text()
@@ -200,10 +164,8 @@ def test_evaluation_puts_its_figures_into_the_card(chain, test_pairs):
     for metric, value in result.metrics.items():
         shown = rows[f"{metric.removeprefix('rerank_').upper()}, dual encoder"]
         assert shown[metric.startswith("rerank_")].startswith(f"{round(100 * value, 2)} %")
-        assert shown[2:] == [
-            f"{round(100 * result.chance[metric], 2)} %",
-            f"`vlmo evaluate`, {TODAY}",
-        ]
+        chance = f"{round(100 * result.chance[metric], 2)} %"
+        assert shown[2:] == [chance, f"`vlmo evaluate`, {TODAY}"]
     assert {each.metric_type for each in read_results(folder)} == set(result.metrics)
     assert section(folder, "Data") == before
 
@@ -219,8 +181,7 @@ def test_damaged_card_of_a_start_folder_is_named_before_training(
 ):
     start = shutil.copytree(chain[2], tmp_path / "start")
     (start / "data_sources.json").write_text("[")
-    recipe = shrunk(
-        find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer
-    )
+    recipe = find_recipe("shapes-stage3")
+    recipe = shrunk(recipe, source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=r"data_sources\.json"):
         build(dataclasses.replace(recipe, init=str(start)), run_dir=tmp_path / "run")

@@ -31,10 +31,10 @@ def draw(root: Path, *, folder: str = "", suffix: str = ".png") -> list[str]:
 
 
 def write_table(root: Path, *, header: str, line: str) -> None:
-    lines = [
-        line.format(name=name, color=COLORS[number % 3], red=number % 3 == 0)
-        for number, name in enumerate(draw(root))
-    ]
+    lines = []
+    for number, name in enumerate(draw(root)):
+        color = COLORS[number % 3]
+        lines.append(line.format(name=name, color=color, red=color == "red"))
     (root / "metadata.csv").write_text("\n".join([header, *lines]))
 
 
@@ -62,9 +62,7 @@ def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
     captions(tmp_path / "images")
     folder = shutil.copytree(model_path(SMALL), tmp_path / "model")
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(
-        ValueError, match="has no vocabulary, and fine-tuning for retrieval reads texts"
-    ):
+    with pytest.raises(ValueError, match="has no vocabulary, and fine-tuning for retrieval reads"):
         finetune_recipe(folder, str(tmp_path / "images"))
 
 
@@ -81,18 +79,7 @@ def test_start_that_reads_no_texts_is_refused(tmp_path) -> None:
 def test_own_data_of_every_task_are_fine_tuned_on(write, kind, tmp_path, capsys) -> None:
     data, run = tmp_path / "photos", tmp_path / "run"
     write(data)
-    line = [
-        "finetune",
-        "vlmo-small",
-        "--data",
-        data,
-        "--steps",
-        "2",
-        "--batch-size",
-        "4",
-        "--output-dir",
-        run,
-    ]
+    line = f"finetune vlmo-small --data {data} --steps 2 --batch-size 4 --output-dir {run}".split()
     main([*map(str, line), "--device", "cpu"])
     shown = " ".join(capsys.readouterr().err.split())
     assert "Chosen: batches of 4, 2 steps, learning rate" in shown
@@ -111,14 +98,7 @@ def test_captions_are_trained_on_request(tmp_path) -> None:
 
 def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
     write_tars(tmp_path / "shards", [9, 7])
-    line = [
-        "finetune",
-        "vlmo-small",
-        "--data.streams.patterns",
-        str(tmp_path / "shards"),
-        "--steps",
-        "1",
-    ]
+    line = f"finetune vlmo-small --data.streams.patterns {tmp_path / 'shards'} --steps 1".split()
     main([*line, "--batch-size", "8", "--output-dir", str(tmp_path / "run"), "--device", "cpu"])
     assert read_data(tmp_path / "run" / "model")[0].name.endswith("shards")
     assert "--data.streams.patterns" in refused(["finetune", "vlmo-small"], capsys)
@@ -127,32 +107,25 @@ def test_streams_are_fine_tuned_on_without_other_data(tmp_path, capsys) -> None:
 def test_recipe_follows_the_model_and_the_number_of_rows(tmp_path) -> None:
     captions(tmp_path)
     recipe = finetune_recipe("vlmo-small", str(tmp_path)).recipe
-    assert (recipe.model.image_size, recipe.model.hidden_size, recipe.text.max_length) == (
-        96,
-        192,
-        24,
-    )
-    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (
-        16,
-        100,
-    )  # 16 <= 29 rows of 30, or fewer
+    assert (recipe.model.image_size, recipe.model.hidden_size) == (96, 192)
+    assert recipe.text.max_length == 24
+    # 16 <= 29 rows of 30, or fewer
+    assert (recipe.loader.global_batch_size, recipe.trainer.max_steps) == (16, 100)
 
 
 def test_data_that_tell_no_task_are_refused(tmp_path, capsys) -> None:
     draw(tmp_path)
-    assert "images alone" in refused(["finetune", "vlmo-small", "--data", str(tmp_path)], capsys)
-    assert "no task 'vqaa'" in refused(
-        ["finetune", "vlmo-small", "--data", str(tmp_path), "--task", "vqaa"], capsys
-    )
+    line = ["finetune", "vlmo-small", "--data", str(tmp_path)]
+    assert "images alone" in refused(line, capsys)
+    assert "no task 'vqaa'" in refused([*line, "--task", "vqaa"], capsys)
 
 
 def test_the_model_comes_first_and_is_checked_before_the_run(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "photos"
     captions(data)
-    assert "--data stands where a name is expected" in refused(
-        ["finetune", "--data", str(data), "vlmo-small"], capsys
-    )
+    misplaced = refused(["finetune", "--data", str(data), "vlmo-small"], capsys)
+    assert "--data stands where a name is expected" in misplaced
     line = ["finetune", "vlmo-small", "--data", str(data), "--dry-run"]
     assert "has shape" in refused([*line, "--model.patch-size", "32"], capsys)
     model = tmp_path / "animals" / "model"

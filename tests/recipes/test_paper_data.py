@@ -19,6 +19,12 @@ from vlmo.recipes import find_recipe
 # Images and pairs of the four sets, in thousands (VLMo, "Pre-Training Setup", and the sets' own papers).
 IMAGES = {"coco": 113, "visual_genome": 108, "sbu": 867, "conceptual_captions": 3010}
 PAIRS = {"coco": 567, "visual_genome": 5408, "sbu": 867, "conceptual_captions": 3010}
+OPTIONS = """
+--model.hidden-size 32 --model.num-hidden-layers 2 --model.num-attention-heads 2 --model.image-size 32
+--model.patch-size 16 --text.vocabulary learn --text.vocab-size 90 --text.learn-from data/text
+--loader.global-batch-size 8 --loader.num-workers 0 --trainer.max-steps 2 --trainer.log-every 1
+--trainer.precision float32
+"""
 SHARED = 51
 """Images of Visual Genome that are COCO's."""
 
@@ -30,12 +36,10 @@ def sentences(source: str, image: int) -> list[str]:
 
 
 def write_publishers_files(root: Path) -> None:
-    records = [
-        coco_record(
-            number, "train", sentences=[{"raw": text} for text in sentences("coco", number)]
-        )
-        for number in range(IMAGES["coco"])
-    ]
+    records = []
+    for number in range(IMAGES["coco"]):
+        texts = [{"raw": text} for text in sentences("coco", number)]
+        records.append(coco_record(number, "train", sentences=texts))
     # Visual Genome has an image of the test split, and one of the validation split.
     records += [coco_record(200, "test"), coco_record(201, "val")]
     write_coco(root / "coco", records)
@@ -44,20 +48,11 @@ def write_publishers_files(root: Path) -> None:
         write(root / "visual_genome" / "VG_100K" / f"{number}.jpg", jpeg(number))
         further = number - IMAGES["visual_genome"]
         coco_id = 200 + further if further >= 0 else number if number < SHARED else None
-        facts.append(
-            {
-                "image_id": number,
-                "url": f"https://example.org/VG_100K/{number}.jpg",
-                "coco_id": coco_id,
-            }
-        )
+        url = f"https://example.org/VG_100K/{number}.jpg"
+        facts.append({"image_id": number, "url": url, "coco_id": coco_id})
         phrases = sentences("visual_genome", number) if further < 0 else ["seen in a test"]
-        regions.append(
-            {
-                "id": number,
-                "regions": [region(number, place, text) for place, text in enumerate(phrases)],
-            }
-        )
+        parts = [region(number, place, text) for place, text in enumerate(phrases)]
+        regions.append({"id": number, "regions": parts})
     (root / "visual_genome" / "VG_100K_2").mkdir()
     write(root / "visual_genome" / "image_data.json", json.dumps(facts))
     write(root / "visual_genome" / "region_descriptions.json", json.dumps(regions))
@@ -79,10 +74,8 @@ def work(tmp_path_factory) -> Path:
         assert summary.splits["train"]["rows"] == count + 2 * (name == "visual_genome")
     for number in range(16):
         write(work / "data" / "imagenet22k" / f"{number}.jpg", jpeg(number))
-    write(
-        work / "data" / "text" / "lines.txt",
-        "\n".join(f"line {number} of a text" for number in range(40)),
-    )
+    lines = [f"line {number} of a text" for number in range(40)]
+    write(work / "data" / "text" / "lines.txt", "\n".join(lines))
     return work
 
 
@@ -101,12 +94,10 @@ def test_an_epoch_has_the_pairs_of_every_source(source):
     assert Counter(text.split()[0] for text in samples) == PAIRS
     examples = RowExamples(rows, Contents(0, tokenizer=tokenizer), unit="pair")
     assert len(examples) == sum(PAIRS.values())
-    shown = Counter(
-        tokenizer.decode(examples[0, number]["input_ids"], skip_special_tokens=True).replace(
-            " ", ""
-        )
-        for number in range(len(examples))
-    )
+    shown = Counter[str]()
+    for number in range(len(examples)):
+        ids = examples[0, number]["input_ids"]
+        shown[tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")] += 1
     assert shown == Counter(text.lower().replace(" ", "") for text in samples)
 
 
@@ -126,28 +117,10 @@ def test_images_of_validation_and_test_splits_are_left_out(source):
 
 
 def test_the_three_stages_run_on_it(source, visual_tokenizer, capsys):
-    sizes = {
-        "hidden-size": 32,
-        "num-hidden-layers": 2,
-        "num-attention-heads": 2,
-        "image-size": 32,
-        "patch-size": 16,
-    }
-    options = {f"--model.{name}": str(value) for name, value in sizes.items()} | {
-        "--text.vocabulary": "learn",
-        "--text.vocab-size": "90",
-        "--text.learn-from": "data/text",
-        "--loader.global-batch-size": "8",
-        "--loader.num-workers": "0",
-        "--trainer.max-steps": "2",
-        "--trainer.log-every": "1",
-        "--trainer.precision": "float32",
-    }
+    tokenizer = f"--task.visual-tokenizer {visual_tokenizer}"
     for stage in (1, 2, 3):
-        given = options | ({"--task.visual-tokenizer": str(visual_tokenizer)} if stage == 1 else {})
-        main(
-            ["train", f"base-stage{stage}", *(word for option in given.items() for word in option)]
-        )
+        line = f"train base-stage{stage} {OPTIONS} {tokenizer if stage == 1 else ''}"
+        main(line.split())
         assert "finished: 2 steps" in capsys.readouterr().out.replace("\n", " ")
     recipe = json.loads(Path("runs/base-stage3/recipe.json").read_text())
     assert (recipe["data"]["unit"], recipe["init"]) == ("pair", "runs/base-stage2/model")

@@ -31,15 +31,8 @@ def kind_of(recipe: Recipe) -> tuple[Any, ...]:
     task, model = recipe.task, recipe.model
     position = model.position_embedding if isinstance(task, VisionLanguageTask) else None
     losses, streams = repr(getattr(task, "losses", None)), bool(recipe.data.streams.patterns)
-    return (
-        type(task),
-        losses,
-        model.experts,
-        model.attention,
-        model.num_fusion_layers > 0,
-        position,
-        streams,
-    )
+    layers = model.experts, model.attention, model.num_fusion_layers > 0
+    return type(task), losses, *layers, position, streams
 
 
 ALL = {name: entry.recipe for name, entry in (QUICKSTART | OF_PAPER).items()}
@@ -48,10 +41,8 @@ KINDS = {kind_of(recipe): name for name, recipe in reversed(ALL.items())}
 
 @pytest.mark.parametrize("name", KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, sets, tmp_path):
-    recipe = shrunk(
-        find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets
-    )
-    check_training(name, recipe, tmp_path)
+    data = {"source": pictures, "visual_tokenizer": visual_tokenizer, "sets": sets}
+    check_training(name, shrunk(find_recipe(name), **data), tmp_path)
 
 
 def check_training(name: str, recipe: Recipe, tmp_path: Path) -> None:
@@ -90,21 +81,16 @@ def settings_table(recipes: dict[str, Recipe]) -> str:
 
 
 def _parts(recipe: Recipe) -> dict[str, list[str]]:
-    parts = {
-        "run": [
-            f"{name}={value!r}"
-            for name, value in _given(recipe)
-            if not dataclasses.is_dataclass(value)
-        ]
-    }
+    parts: dict[str, list[str]] = {"run": []}
     for part, value in _given(recipe):
-        if dataclasses.is_dataclass(value):
-            parts[part] = [type(value).__name__] if part == "task" else []
-            for name, inner in _given(value):
-                nested = _given(inner) if dataclasses.is_dataclass(inner) else []
-                parts[part] += [f"{name}.{key}={each!r}" for key, each in nested] or [
-                    f"{name}={inner!r}"
-                ]
+        if not dataclasses.is_dataclass(value):
+            parts["run"].append(f"{part}={value!r}")
+            continue
+        parts[part] = [type(value).__name__] if part == "task" else []
+        for name, inner in _given(value):
+            nested = _given(inner) if dataclasses.is_dataclass(inner) else []
+            words = [f"{name}.{key}={setting!r}" for key, setting in nested]
+            parts[part] += words or [f"{name}={inner!r}"]
     return {part: words for part, words in parts.items() if words}
 
 
@@ -153,11 +139,8 @@ def test_recipes_have_the_settings_that_the_paper_gives() -> None:
 def test_descriptions_have_the_quickstarts_numbers() -> None:
     """Those of `vlmo/recipes/quickstart.json`, of which README's chart is made too."""
     shown = " ".join(describe("shapes-stage3").split())
-    for column, row in (
-        (DUAL, "Text to image R@1"),
-        (FUSION, "Caption or one with the opposite side"),
-    ):
-        assert over_seeds(column, row) in shown
+    assert over_seeds(DUAL, "Text to image R@1") in shown
+    assert over_seeds(FUSION, "Caption or one with the opposite side") in shown
     assert over_seeds(FUSION, "Questions") in " ".join(describe("shapes-questions").split())
     assert WHICH_RUNS in shown
 
@@ -180,9 +163,8 @@ PAPER = {  # paper, "Fine-Tuning": pixels, rows of a step, learning rates, drop 
 @pytest.mark.parametrize("task", list(PAPER))
 def test_settings_of_the_paper(task):
     pixels, batch, rates, drop_paths = PAPER[task]
-    for size, rate, drop_path in zip(
-        ("base", "base-plus", "large"), rates, drop_paths, strict=True
-    ):
+    sizes = ("base", "base-plus", "large")
+    for size, rate, drop_path in zip(sizes, rates, drop_paths, strict=True):
         recipe = find_recipe(f"{size}-{task}")
         assert recipe.model.image_size == recipe.data.transform.image_size == pixels
         assert recipe.loader.global_batch_size == batch
@@ -191,15 +173,8 @@ def test_settings_of_the_paper(task):
         grown = dataclasses.replace(recipe.model, image_size=224, drop_path_rate=0.1)
         assert grown == find_recipe(f"{size}-stage3").model  # nothing else changes on the way
     plusplus = find_recipe("large-plusplus-stage3").loader
-    assert (plusplus.global_batch_size, plusplus.accumulation) == (
-        16_384,
-        1,
-    )  # the contrast sees the whole batch
-
-
-def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'base-stage3'"):
-        find_recipe("base-stag3")
+    # the contrast sees the whole batch
+    assert (plusplus.global_batch_size, plusplus.accumulation) == (16_384, 1)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +185,8 @@ def test_unknown_recipe_names_the_nearest():
     ],
 )
 def test_wrong_folders_are_named(changes, message, pictures, visual_tokenizer, tmp_path):
-    recipe = shrunk(
-        find_recipe("shapes-stage3"), source=pictures, visual_tokenizer=visual_tokenizer
-    )
+    recipe = find_recipe("shapes-stage3")
+    recipe = shrunk(recipe, source=pictures, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match=message):
         build(dataclasses.replace(recipe, **changes), run_dir=tmp_path)
 
@@ -227,9 +201,8 @@ def test_muon_is_refused_with_adapters():
 def test_changed_settings_are_named_but_for_folders_and_the_seed():
     recipe = find_recipe("shapes-stage3")
     trainer = dataclasses.replace(recipe.trainer, max_steps=7)
-    task = dataclasses.replace(
-        recipe.task, losses=dataclasses.replace(recipe.task.losses, mlm_weight=0)
-    )
+    losses = dataclasses.replace(recipe.task.losses, mlm_weight=0)
+    task = dataclasses.replace(recipe.task, losses=losses)
     changed = dataclasses.replace(recipe, trainer=trainer, task=task, init="elsewhere", seed=5)
     assert changed_settings(recipe, changed) == ["task.losses.mlm_weight", "trainer.max_steps"]
     assert changed_settings(recipe, recipe) == []

@@ -1,6 +1,5 @@
 """Recipes on streams: every stage trains on them, and a run that was killed is the run that was not."""
 
-import dataclasses
 import io
 import json
 import re
@@ -37,13 +36,12 @@ def make(pictures, visual_tokenizer):
 
     def recipe(name: str, *, steps: int, save_every: int = 500, workers: int = 0):
         found = shrunk(find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer)
-        return dataclasses.replace(
+        every = {"save_every": save_every, "log_every": 1, "eval_every": None}
+        return replace(
             found,
-            data=dataclasses.replace(found.data, source="", streams=streams, max_bad_share=0.5),
-            loader=dataclasses.replace(found.loader, global_batch_size=8, num_workers=workers),
-            trainer=dataclasses.replace(
-                found.trainer, max_steps=steps, save_every=save_every, log_every=1, eval_every=None
-            ),
+            data=replace(found.data, source="", streams=streams, max_bad_share=0.5),
+            loader=replace(found.loader, global_batch_size=8, num_workers=workers),
+            trainer=replace(found.trainer, max_steps=steps, **every),
             evaluate_on=None,
         )
 
@@ -54,10 +52,16 @@ def quarantined(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "quarantine.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["shapes-tokenizer", "shapes-stage1", "shapes-stage2", "base-stage3", "base-coco-retrieval"],
+STAGES = (
+    "shapes-tokenizer",
+    "shapes-stage1",
+    "shapes-stage2",
+    "base-stage3",
+    "base-coco-retrieval",
 )
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
     result = build(make(name, steps=5), run_dir=tmp_path).fit()
     assert result.status == "finished"
@@ -72,15 +76,15 @@ def test_every_stage_of_pre_training_reads_streams(make, name, tmp_path):
 
 def test_stages_that_need_rows_refuse_streams(make, tmp_path):
     recipe = make("base-stage3", steps=1)
-    recipe = dataclasses.replace(recipe, task=find_recipe("base-imagenet").task)
+    recipe = replace(recipe, task=find_recipe("base-imagenet").task)
     with pytest.raises(ValueError, match=r"data.streams is given, but .* does not read streams"):
         build(recipe, run_dir=tmp_path)
     with pytest.raises(ValueError, match=r"data.source is empty"):
-        dataclasses.replace(recipe.data, streams=StreamConfig())
+        replace(recipe.data, streams=StreamConfig())
     recipe = make("base-stage3", steps=1)
-    weighed = dataclasses.replace(recipe.data, unit="pair", weights=(1.0, 2.0))
+    weighed = replace(recipe.data, unit="pair", weights=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"give data\.streams\.weights instead"):
-        build(dataclasses.replace(recipe, data=weighed), run_dir=tmp_path)
+        build(replace(recipe, data=weighed), run_dir=tmp_path)
 
 
 def fit(recipe, run_dir) -> str:
@@ -106,10 +110,8 @@ def test_a_run_killed_in_the_middle_of_an_epoch_is_bit_equal_to_one_that_was_not
 
 
 def test_a_run_of_two_processes_goes_on_in_one_with_the_same_samples(make, tmp_path):
-    long, short = (
-        make("base-stage3", steps=6, save_every=3),
-        make("base-stage3", steps=3, save_every=3),
-    )
+    long = make("base-stage3", steps=6, save_every=3)
+    short = make("base-stage3", steps=3, save_every=3)
     assert run_processes(fit, short, tmp_path / "two") == ["finished"] * 2
     # The same run, only longer: what a run of two processes has when it is cut off after step 3.
     (tmp_path / "two" / "recipe.json").unlink()

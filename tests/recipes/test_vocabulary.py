@@ -24,34 +24,27 @@ def recipe(pictures, visual_tokenizer) -> Recipe:
 
 
 def sizes(recipe: Recipe, **changes: object) -> VLMoConfig:
-    return VLMoConfig(
-        **dataclasses.asdict(dataclasses.replace(recipe.model, num_fusion_layers=0, **changes))
-    )
+    model = dataclasses.replace(recipe.model, num_fusion_layers=0, **changes)
+    return VLMoConfig(**dataclasses.asdict(model))
 
 
 def test_start_without_words_takes_those_of_the_recipe(recipe, tmp_path):
     """As from an imported image model: its folder holds an image processor and no tokenizer."""
     given = VLMoProcessor.train(WORDS, vocab_size=60, min_frequency=1)
-    words = [
-        word for word, _ in sorted(given.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    ]
+    vocabulary = given.tokenizer.get_vocab()
+    words = sorted(vocabulary, key=vocabulary.get)
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     start = tmp_path / "start"
     VLMoForMaskedImageModeling(sizes(recipe, vocab_size=given.vocab_size)).save_pretrained(start)
     image_processor_for(recipe.model.image_size).save_pretrained(start)
-    recipe = dataclasses.replace(
-        recipe,
-        init=str(start),
-        text=TextConfig(vocabulary=str(tmp_path / "vocab.txt"), max_length=16),
-    )
+    text = TextConfig(vocabulary=str(tmp_path / "vocab.txt"), max_length=16)
+    recipe = dataclasses.replace(recipe, init=str(start), text=text)
     folder = build(recipe, run_dir=tmp_path / "run").fit().model_dir
     processor = VLMoProcessor.from_pretrained(folder)
     assert (processor.image_size, processor.max_text_length) == (64, 16)
-    assert processor.tokenizer.get_vocab() == given.tokenizer.get_vocab()
-    text = dataclasses.replace(
-        recipe.text, vocabulary="learn", vocab_size=90, learn_from=(recipe.data.source,)
-    )
-    learning = dataclasses.replace(recipe, text=text)
+    assert processor.tokenizer.get_vocab() == vocabulary
+    learnt = {"vocabulary": "learn", "vocab_size": 90, "learn_from": (recipe.data.source,)}
+    learning = dataclasses.replace(recipe, text=dataclasses.replace(text, **learnt))
     assert build_processor(learning, Start.of(learning)).vocab_size > given.vocab_size
 
 
@@ -65,18 +58,16 @@ def test_vocabulary_is_learnt_once_for_the_same_texts(recipe, tmp_path, monkeypa
     assert again.tokenizer.get_vocab() == learnt.tokenizer.get_vocab()
     assert again(text="a red square")["input_ids"] == learnt(text="a red square")["input_ids"]
     assert again.max_text_length == 16
+    other = dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91))
     with pytest.raises(AttributeError):
-        build_processor(
-            dataclasses.replace(recipe, text=dataclasses.replace(text, vocab_size=91)), None
-        )
+        build_processor(other, None)
 
 
 def test_vocabulary_is_learnt_from_questions_too(recipe, tmp_path):
     rows = question_rows(8)
     rows.save_to_disk(str(tmp_path / "questions"))
-    text = TextConfig(
-        vocab_size=200, learn_from=(recipe.data.source, str(tmp_path / "questions")), max_length=16
-    )
+    sources = (recipe.data.source, str(tmp_path / "questions"))
+    text = TextConfig(vocab_size=200, learn_from=sources, max_length=16)
     processor = build_processor(dataclasses.replace(recipe, init=None, text=text), None)
     for question in rows["question"]:
         assert processor.tokenizer.tokenize(question) == question.replace("?", " ?").lower().split()
@@ -84,14 +75,12 @@ def test_vocabulary_is_learnt_from_questions_too(recipe, tmp_path):
 
 def test_word_table_keeps_rows_that_no_token_has(recipe, tmp_path):
     start: Path = tmp_path / "start"
-    processor = VLMoProcessor.train(
-        WORDS, vocab_size=60, min_frequency=1, image_size=64, max_text_length=16
-    )
+    lengths = {"image_size": 64, "max_text_length": 16}
+    processor = VLMoProcessor.train(WORDS, vocab_size=60, min_frequency=1, **lengths)
     VLMoForPreTraining(sizes(recipe, vocab_size=processor.vocab_size + 8)).save_pretrained(start)
     processor.save_pretrained(start)
     recipe = dataclasses.replace(recipe, init=str(start), model=model_config(sizes(recipe)))
     folder = build(recipe, run_dir=tmp_path / "run").fit().model_dir
     assert VLMoProcessor.from_pretrained(folder).vocab_size == processor.vocab_size
-    assert (
-        json.loads((folder / "config.json").read_text())["vocab_size"] == processor.vocab_size + 8
-    )
+    config = json.loads((folder / "config.json").read_text())
+    assert config["vocab_size"] == processor.vocab_size + 8

@@ -25,6 +25,7 @@ from vlmo.tasks.retrieval import PairTask
 from vlmo.training import OptimizerConfig, ScheduleConfig, TrainerConfig
 
 STEPS = 10
+TRAINER = {"max_steps": STEPS, "log_every": 1, "precision": "float32"}
 
 
 def shrunk(
@@ -50,9 +51,8 @@ def shrunk(
     if isinstance(task, BEiT3Task):
         task = dataclasses.replace(task, images=AloneConfig(), texts=AloneConfig())
     if isinstance(task, TokenizerTask):
-        small = VisualTokenizerConfig(
-            hidden_size=16, intermediate_size=16, num_tokens=16, code_size=4
-        )
+        sides = {"hidden_size": 16, "intermediate_size": 16}
+        small = VisualTokenizerConfig(**sides, num_tokens=16, code_size=4)
         task = dataclasses.replace(task, tokenizer=small)
     if isinstance(task, PairTask):
         task = dataclasses.replace(task, teacher=None)
@@ -71,9 +71,7 @@ def shrunk(
         loader=dataclasses.replace(recipe.loader, global_batch_size=16, num_workers=0),
         # A rate that moves the weights within these steps.
         schedule=dataclasses.replace(recipe.schedule, warmup_steps=2),
-        trainer=dataclasses.replace(
-            recipe.trainer, max_steps=STEPS, log_every=1, precision="float32"
-        ),
+        trainer=dataclasses.replace(recipe.trainer, **TRAINER),
         init=None,
         evaluate_on=None if recipe.evaluate_on is None else str(data),
         evaluate_split=recipe.evaluate_split if recipe.evaluate_on is None else "train",

@@ -15,9 +15,12 @@ CLOSE = 1e-5
 def cluster():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # By default Ray's workers have the lowest priority, and wait for all other tests.
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def test_two_workers_make_the_table_of_the_plain_path(model, cluster, tmp_path):

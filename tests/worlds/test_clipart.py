@@ -27,19 +27,17 @@ SHAPES = (
 )
 
 
-def art(
-    title="", *keywords, author="Ann Bell", licence="PublicDomain", shape=0, height="100"
-) -> str:
+APPLE = "food/apple_ann_bell_01"
+
+
+def art(title, *keywords, shape=0, **changes) -> str:
     items = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
-    return FILE.format(
-        title=title, items=items, author=author, licence=licence, body=SHAPES[shape], height=height
-    )
+    facts = {"author": "Ann Bell", "licence": "PublicDomain", "height": "100"} | changes
+    return FILE.format(title=title, items=items, body=SHAPES[shape], **facts)
 
 
 FILES = {
-    "food/apple_ann_bell_01.svg": art(
-        "Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"
-    ),
+    f"{APPLE}.svg": art("Red Apple 2", "fruit", "hash(0x1)", "food", "signs_and_symbols", "apple"),
     "food/menu_1.svg": art("My Collection", "food", shape=1, height="30mm"),
     "food/pear_annbell_x.svg": art("Clipart by Ann Bell - wrong_name", shape=2),
     "tools/saw.svg": art("Sega", "saw", author="Architetto Francesco Rollandin", shape=3),
@@ -66,11 +64,7 @@ def prepared(root: Path, files: dict[str, str], out: Path) -> dict[str, dict]:
 def test_titles_and_keywords_are_captions(shares, tmp_path):
     rows = prepared(tmp_path / "in", FILES, tmp_path / "out")
     assert {name: row["captions"] for name, row in rows.items()} == {
-        "food/apple_ann_bell_01": [
-            "red apple",
-            "red apple, fruit, food",
-            "a picture of a red apple",
-        ],
+        APPLE: ["red apple", "red apple, fruit, food", "a picture of a red apple"],
         "food/menu_1": ["menu", "menu, food", "an icon of a menu"],
         "food/pear_annbell_x": ["pear annbell x", "an icon of a pear annbell x"],
         "tools/saw": ["saw", "a saw"],
@@ -80,7 +74,7 @@ def test_titles_and_keywords_are_captions(shares, tmp_path):
     assert "no XML" in reasons["tools/torn"]
     assert "nothing is drawn" in reasons["tools/wrong"]
     # Drawings are cut to what they show and keep their transparency.
-    image = Image.open(io.BytesIO(rows["food/apple_ann_bell_01"]["image"]["bytes"]))
+    image = Image.open(io.BytesIO(rows[APPLE]["image"]["bytes"]))
     assert (image.mode, image.size) == ("RGBA", (96, 96))
     left, top, right, bottom = image.getchannel("A").getbbox()
     assert (left, right) == (0, 96)

@@ -16,6 +16,7 @@ CODES = ("1f600", "1f436", "1f34e", "1f680", "1f44d", "1f31e")
 TONE = "1f44d-1f3fb"
 # The one that each style draws in the same color does not exist: styles differ by 60 levels of red.
 STYLES = {"twemoji": 0, "openmoji": 60, "noto": 120, "fluent": 180}
+NOTO = "emoji-datasource-google/img/google/64"
 TRAINED = ("twemoji", "noto", "fluent")
 
 
@@ -30,25 +31,20 @@ def found(monkeypatch) -> worlds_emoji.Emoji:
     """One concept kept in OpenMoji's style and one kept altogether, out of six in two styles."""
     monkeypatch.setattr(worlds_emoji, "NUM_TEST", 1)
     monkeypatch.setattr(worlds_emoji, "NUM_NEW", 1)
-    styles = {
-        style: worlds_emoji.read_drawings(
-            style, {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)}
-        )
-        for style in ("twemoji", "openmoji")
-    }
+    styles = {}
+    for style in ("twemoji", "openmoji"):
+        files = {f"{codes}.png": drawing(style, codes) for codes in (*CODES, TONE)}
+        styles[style] = worlds_emoji.read_drawings(style, files)
     monkeypatch.setattr(worlds_emoji, "read_style", styles.__getitem__)
-    names = {
-        codes: known for codes, known in emoji.english_names().items() if codes in {*CODES, TONE}
-    }
+    english = emoji.english_names()
+    names = {codes: english[codes] for codes in english if codes in {*CODES, TONE}}
     monkeypatch.setattr(emoji, "english_names", lambda: names)
     return worlds_emoji.read_emoji()
 
 
 def packages(root: Path, *, fluent: bool = True) -> Path:
     for codes in (*CODES, TONE):
-        write(
-            root / "emoji-datasource-google/img/google/64" / f"{codes}.png", drawing("noto", codes)
-        )
+        write(root / NOTO / f"{codes}.png", drawing("noto", codes))
         if fluent:
             file = root / "@lobehub/fluent-emoji-3d/assets" / f"{codes}-fe0f.webp"
             write(file, drawing("fluent", codes, kind="WEBP"))
@@ -60,15 +56,11 @@ def packages(root: Path, *, fluent: bool = True) -> Path:
 
 def test_drawings_of_further_styles_join_those_of_the_builtin_set_with_keywords(found, tmp_path):
     prepare("drawings", root=packages(tmp_path / "node_modules"), out=tmp_path / "out")
-    train, test, concepts = (
-        open_source(str(tmp_path / "out"), split=part) for part in ("train", "test", "concepts")
-    )
-    (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
-    known = {
-        codes
-        for codes in (*CODES, TONE)
-        if worlds_emoji.base_codes(codes) != worlds_emoji.base_codes(new)
-    }
+    parts = ("train", "test", "concepts")
+    train, test, concepts = (open_source(str(tmp_path / "out"), split=part) for part in parts)
+    kept, new = found.test[0].codes, found.new[0].codes
+    base = worlds_emoji.base_codes
+    known = {codes for codes in (*CODES, TONE) if base(codes) != base(new)}
     assert set(train["image_id"]) == {f"{style}/{codes}" for style in TRAINED for codes in known}
     assert test["image_id"][:] == [f"openmoji/{kept}"]
     assert concepts["image_id"][:] == [f"twemoji/{new}"]
@@ -86,12 +78,11 @@ def test_drawings_of_further_styles_join_those_of_the_builtin_set_with_keywords(
 
 def test_drawings_that_look_like_a_kept_one_are_left_out(found, tmp_path):
     root = packages(tmp_path / "in", fluent=False)
-    (kept,), (new,) = ([drawing.codes for drawing in each] for each in (found.test, found.new))
+    kept, new = found.test[0].codes, found.new[0].codes
     others = [codes for codes in CODES if codes not in {kept, new}]
-    noto = root / "emoji-datasource-google/img/google/64"
-    write(noto / f"{others[0]}.png", drawing("openmoji", kept))
-    write(noto / f"{others[1]}.png", drawing("twemoji", new))
-    write(noto / f"{others[2]}.png", drawing("noto", new))
+    looks = (("openmoji", kept), ("twemoji", new), ("noto", new))
+    for codes, look in zip(others, looks, strict=False):
+        write(root / NOTO / f"{codes}.png", drawing(*look))
     prepare("drawings", root=root, out=tmp_path / "out")
     drawn = set(open_source(str(tmp_path / "out"))["image_id"])
     assert not {f"noto/{codes}" for codes in others[:3]} & drawn
@@ -100,12 +91,10 @@ def test_drawings_that_look_like_a_kept_one_are_left_out(found, tmp_path):
 
 def test_names_of_kept_concepts_are_no_captions(found, tmp_path):
     """Neither as a name nor among keywords, in any style."""
-    root, (new,) = packages(tmp_path / "in"), [drawing.codes for drawing in found.new]
+    root, new = packages(tmp_path / "in"), found.new[0].codes
     hidden, other = found.names[new][0], next(codes for codes in CODES if codes != new)
-    write(
-        root / "emojibase-data/en/data.json",
-        json.dumps([{"hexcode": other, "tags": ["kept", hidden.upper()]}]),
-    )
+    entry = {"hexcode": other, "tags": ["kept", hidden.upper()]}
+    write(root / "emojibase-data/en/data.json", json.dumps([entry]))
     prepare("drawings", root=root, out=tmp_path / "out")
     captions = {text for texts in open_source(str(tmp_path / "out"))["captions"] for text in texts}
     assert "kept" in captions

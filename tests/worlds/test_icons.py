@@ -95,10 +95,8 @@ BARE = {
 
 
 def test_names_lose_their_style_size_and_serial_number():
-    found = {
-        "icons": dict.fromkeys(("cloud", *(f"name{n}" for n in range(30)))),
-        "prefixes": {"baseline": "Baseline"},
-    }
+    names = ["cloud", *(f"name{number}" for number in range(30))]
+    found = {"icons": dict.fromkeys(names), "prefixes": {"baseline": "Baseline"}}
     assert {name: caption_of(Naming.of(found, {}).bare(name)) for name in BARE} == BARE
 
 
@@ -120,9 +118,8 @@ def test_names_get_their_article() -> None:
 
 def test_every_way_of_typing_is_used_about_as_often_as_planned() -> None:
     typed = [with_article(["bell"], key=f"set:{number}")[1] for number in range(400)]
-    shares = [
-        typed.count(words) / 400 for words in ("a bell", "a picture of a bell", "an icon of a bell")
-    ]
+    kinds = ("a bell", "a picture of a bell", "an icon of a bell")
+    shares = [typed.count(words) / 400 for words in kinds]
     assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
 
 
@@ -130,24 +127,18 @@ def test_names_lose_a_category_that_most_of_them_begin_with():
     found = {"icons": dict.fromkeys(("food-drink-tea", "food-drink-cake", "pen"))}
     by_icon = {key: ["FoodDrink"] for key in ("food-drink-tea", "food-drink-cake")}
     assert Naming.of(found, by_icon).bare("food-drink-tea", ["FoodDrink"]) == "tea"
-    assert (
-        Naming.of(found, {**by_icon, "a": [], "b": []}).bare("food-drink-tea", ["FoodDrink"])
-        == "food-drink-tea"
-    )
+    rare = Naming.of(found, {**by_icon, "a": [], "b": []})
+    assert rare.bare("food-drink-tea", ["FoodDrink"]) == "food-drink-tea"
 
 
 def test_captions_are_names_synonyms_and_categories_and_tests_are_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(icons, "KNOWN_FROM", 1)  # one training image makes a name known
     monkeypatch.setattr(icons, "PAINT", ((1.0, icons.PLAIN),))
     prepare("icons", root=package(tmp_path / "in"), out=tmp_path / "out")
-    rows = {
-        split: open_source(str(tmp_path / "out"), split=split)
-        for split in ("train", "test", "new_names")
-    }
-    captions = {
-        split: dict(zip(found["image_id"], found["captions"], strict=True))
-        for split, found in rows.items()
-    }
+    captions = {}
+    for split in ("train", "test", "new_names"):
+        rows = open_source(str(tmp_path / "out"), split=split)
+        captions[split] = dict(zip(rows["image_id"], rows["captions"], strict=True))
     assert captions["train"] == {
         "plain:bell-outline": ["bell", "alarm", "a bell"],
         "plain:bell": ["bell", "same bell", "a picture of a bell"],  # mdi's is the same drawing
@@ -159,16 +150,13 @@ def test_captions_are_names_synonyms_and_categories_and_tests_are_held_out(tmp_p
         "colors:kite": ["kite", "an icon of a kite"],
         "colors:stairs-24": ["stairs", "a stairs"],
     }
-    assert captions["test"] == {
-        "lucide:bell": ["bell"],
-        "lucide:ring": ["ring"],
-        "game-icons:tower": ["tower"],
-    }
+    tested = {"lucide:bell": ["bell"], "lucide:ring": ["ring"], "game-icons:tower": ["tower"]}
+    assert captions["test"] == tested
     # "gate open" stands in training's "great gate open", "food" in a category, "red bow" could in "a red bow ... on".
     assert captions["new_names"] == {"game-icons:bow-tie": ["bow tie"]}
-    assert dict(zip(rows["train"]["source"], rows["train"]["licence"], strict=True)) == {
-        name: TERMS[name][0] for name in ("plain", "material-symbols", "mdi", "colors")
-    }
+    train = open_source(str(tmp_path / "out"), split="train")
+    for source, licence in zip(train["source"], train["licence"], strict=True):
+        assert licence == TERMS[source][0]
 
 
 def test_painted_icons_have_the_colors_that_their_words_say():
@@ -216,21 +204,15 @@ def test_emoji_that_are_held_out_are_left_out_by_name_and_by_look(tmp_path, monk
         "plain": {"rat-fill": GATE, "rat-trap": BOW},
     }
     prepare("icons", root=package(tmp_path / "in", sets), out=tmp_path / "out")
-    assert set(open_source(str(tmp_path / "out"))["image_id"]) == {
-        "noto:dog-face",
-        "plain:rat-trap",
-    }
+    left = set(open_source(str(tmp_path / "out"))["image_id"])
+    assert left == {"noto:dog-face", "plain:rat-trap"}
 
 
 def test_the_package_is_found_where_npm_leaves_it_and_else_asked_for(tmp_path):
     root = package(tmp_path / "in", {"plain": SETS["plain"]})
     for number, place in enumerate(("node_modules", "node_modules/@iconify/json")):
-        assert (
-            prepare("icons", root=root / place, out=tmp_path / f"out{number}").splits["train"][
-                "rows"
-            ]
-            == 3
-        )
+        summary = prepare("icons", root=root / place, out=tmp_path / f"out{number}")
+        assert summary.splits["train"]["rows"] == 3
     with pytest.raises(ValueError, match="npm pack @iconify/json"):
         prepare("icons", root=tmp_path, out=tmp_path / "no")
     (root / "node_modules/@iconify/json/json/plain.json").unlink()

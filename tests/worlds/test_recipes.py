@@ -28,10 +28,8 @@ def test_settings_are_golden():
 
 @pytest.mark.parametrize("name", OTHER_KINDS.values())
 def test_recipe_trains_shrunk(name, pictures, visual_tokenizer, sets, tmp_path):
-    recipe = shrunk(
-        find_recipe(name), source=pictures, visual_tokenizer=visual_tokenizer, sets=sets
-    )
-    check_training(name, recipe, tmp_path)
+    data = {"source": pictures, "visual_tokenizer": visual_tokenizer, "sets": sets}
+    check_training(name, shrunk(find_recipe(name), **data), tmp_path)
 
 
 def test_recipes_are_valid_and_described():
@@ -42,32 +40,22 @@ def test_recipes_are_valid_and_described():
 
 
 def test_steps_form_a_chain_that_reads_nothing_about_held_out_concepts():
-    recipes = [
-        find_recipe("vlmo-small" if name == "released" else f"small-{name}") for name in STEPS
-    ]
-    read = {
-        name
-        for recipe in recipes
-        for name in (*recipe.data.source.split("+"), *recipe.text.learn_from)
-    }
-    prepared = {
-        name for name in read if name.startswith("data/")
-    }  # their splits "train" hold nothing of the tests
-    assert (
-        prepared
-        == {f"data/{name}" for name in worlds.PREPARED}
-        <= {f"data/{name}" for name in PREPARERS}
-    )
+    names = ["vlmo-small" if name == "released" else f"small-{name}" for name in STEPS]
+    recipes = [find_recipe(name) for name in names]
+    read = set[str]()
+    for recipe in recipes:
+        read.update(recipe.data.source.split("+"), recipe.text.learn_from)
+    # their splits "train" hold nothing of the tests
+    prepared = {name for name in read if name.startswith("data/")}
+    assert prepared == {f"data/{name}" for name in worlds.PREPARED}
+    assert set(worlds.PREPARED) <= set(PREPARERS)
     # No drawing of the held-out concepts, and none that is kept for testing, stands in a training scene.
     assert read - prepared == {"shapes", "scenes", "english-text"}
     assert {recipe.data.split for recipe in recipes} == {"train"}
     starts = (None, *(f"{RUN}/{folder}/model" for folder in (*list(STEPS)[:-2], "names-mean")))
     assert tuple(recipe.init for recipe in recipes) == starts
-    assert [recipe.task.teacher for recipe in recipes] == [
-        None,
-        *[f"{RUN}/contrast/model"] * 2,
-        *[None] * 3,
-    ]
+    teachers = [None, *[f"{RUN}/contrast/model"] * 2, *[None] * 3]
+    assert [recipe.task.teacher for recipe in recipes] == teachers
     sizes = vars(recipes[-1].model) | {"vocab_size": recipes[-1].text.vocab_size}
     model = VLMoForImageTextRetrieval(VLMoConfig(**sizes))
     assert model.num_parameters() <= 10_000_000

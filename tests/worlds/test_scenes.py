@@ -35,19 +35,13 @@ def make_scene(split: str, number: int, pools: dict[str, DrawnPool]) -> tuple:
 
 def test_scenes_show_drawings_that_models_train_on_alone():
     drawn, pools = drawings(), scenes.pools()
-    shown, tested, concepts = (
-        set(builtin.load(name, split=split)["image_id"])
-        for name, split in (
-            ("drawings-pairs", "train"),
-            ("drawings-pairs", "test"),
-            ("drawings-concepts", "test"),
-        )
+    shown, tested = (
+        set(builtin.load("drawings-pairs", split=split)["image_id"]) for split in ("train", "test")
     )
+    concepts = set(builtin.load("drawings-concepts", split="test")["image_id"])
     trained = {thing for thing in drawn if f"twemoji/{codes_of(thing)}" in shown}
     assert set(pools["train"].drawings) == trained < set(drawn)
-    assert {
-        f"twemoji/{codes_of(thing)}" for thing in {*drawn} - {*pools["train"].drawings}
-    } <= concepts
+    assert {f"twemoji/{codes_of(thing)}" for thing in {*drawn} - trained} <= concepts
     assert {f"openmoji/{codes_of(thing)}" for thing in pools["artist"].first} <= tested
 
 
@@ -55,15 +49,10 @@ def test_splits_share_the_drawings_that_the_card_says_they_share():
     pools = scenes.pools()
     artist = pools.pop("artist").drawings
     (shared,) = {pool.drawings for pool in pools.values()}
-    assert (len(shared), len(artist), len(pools["train"].shapes), len(pools["train"].unseen)) == (
-        387,
-        115,
-        84,
-        16,
-    )
-    assert {(thing.name, codes_of(thing)) for thing in artist} < {
-        (thing.name, codes_of(thing)) for thing in shared
-    }
+    train = pools["train"]
+    assert [len(x) for x in (shared, artist, train.shapes, train.unseen)] == [387, 115, 84, 16]
+    facts = {(thing.name, codes_of(thing)) for thing in shared}
+    assert {(thing.name, codes_of(thing)) for thing in artist} < facts
     assert {thing.image.partition("/")[0] for thing in artist} == {"openmoji"}
 
 
@@ -72,17 +61,15 @@ def test_every_caption_is_true(split, pools):
     rows, shown = some_rows(split, pools[split], 60), []
     for row in rows:
         scene, choices = make_scene(split, int(row["image_id"].rpartition("/")[2]), pools)
-        true = (
-            [scenes.long_sentence(scene, choices)]
-            if split == "longer"
-            else scenes.sentences(scene, choices)
-        )
+        if split == "longer":
+            true = [scenes.long_sentence(scene, choices)]
+        else:
+            true = scenes.sentences(scene, choices)
         assert all(scene.truth(sentence) for sentence in true)
-        known = list(dict.fromkeys(map(str, true)))
-        assert row["captions"] == known if split == "train" else set(row["captions"]) <= set(known)
-        shown.append(
-            (scene, next(sentence for sentence in true if str(sentence) == row["captions"][0]))
-        )
+        known = {str(sentence): sentence for sentence in true}
+        assert set(row["captions"]) <= known.keys()
+        assert split != "train" or row["captions"] == list(known)
+        shown.append((scene, known[row["captions"][0]]))
     if split != "train":
         assert {len(row["captions"]) for row in rows} == {1}
         for (_, sentence), (other, _) in itertools.permutations(shown, 2):
@@ -120,9 +107,8 @@ def test_rows_are_those_of_earlier_versions(name, pools, monkeypatch):
     monkeypatch.setattr(scenes, "pools", lambda: pools)
     for numbers, count in TINY.items():
         monkeypatch.setattr(scenes, numbers, dict.fromkeys(vars(scenes)[numbers], count))
-    monkeypatch.setattr(
-        scenes, "NUM_PIXELS", {"train": 30, "test": 15}
-    )  # the toy artist draws animals alone
+    # the toy artist draws animals alone
+    monkeypatch.setattr(scenes, "NUM_PIXELS", {"train": 30, "test": 15})
     _, splits = scenes.SETS[name]()
     text = json.dumps(splits, sort_keys=True, default=bytes.hex)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[name]
@@ -130,21 +116,15 @@ def test_rows_are_those_of_earlier_versions(name, pools, monkeypatch):
 
 def test_sizes_and_plurals():
     scene = Scene((Placed(DOG, 2, 2, 26, ""), Placed(DOG, 40, 40, 40, "")), "ffffff")
-    for size, count, truth in (
-        ("small", 1, True),
-        ("large", 1, True),
-        (None, 2, True),
-        (None, 1, None),
-    ):
+    truths = (("small", 1, True), ("large", 1, True), (None, 2, True), (None, 1, None))
+    for size, count, truth in truths:
         assert scene.truth(Sentence((SizedPhrase("dog", count=count, size=size),))) is truth
     small = Scene(scene.objects[:1], "ffffff")
     assert small.truth(Sentence((SizedPhrase("dog", size="large"),))) is False
-    assert (
-        str(SizedPhrase("star", "red", where="on the left", size="small"))
-        == "a small red star on the left"
-    )
-    plurals = "mice", "foxes", "butterflies", "wolves"
-    assert tuple(map(plural, ("mouse", "fox", "butterfly", "wolf"))) == plurals
+    phrase = SizedPhrase("star", "red", where="on the left", size="small")
+    assert str(phrase) == "a small red star on the left"
+    plurals = ["mice", "foxes", "butterflies", "wolves"]
+    assert [plural(name) for name in ("mouse", "fox", "butterfly", "wolf")] == plurals
 
 
 def test_a_drawing_lies_in_the_middle_of_its_square(monkeypatch):
@@ -157,10 +137,8 @@ def test_a_drawing_lies_in_the_middle_of_its_square(monkeypatch):
 
 def test_what_splits_hold_out(pools):
     def things(split: str) -> list[set[Thing]]:
-        return [
-            {each.thing for each in make_scene(split, number, pools)[0].objects}
-            for number in range(80)
-        ]
+        shown = [make_scene(split, number, pools)[0] for number in range(80)]
+        return [{placed.thing for placed in scene.objects} for scene in shown]
 
     held_out, trained = set(pools["train"].unseen), set.union(*things("train"))
     assert 10 <= len(held_out) <= 20
@@ -172,9 +150,9 @@ def test_what_splits_hold_out(pools):
 
 
 def test_no_question_alone_tells_its_answer(pools):
-    rows = [
-        row for number in range(900) for row in shapes.question_rows("test", number, pools["test"])
-    ]
+    rows = []
+    for number in range(900):
+        rows += shapes.question_rows("test", number, pools["test"])
     words = CountVectorizer(ngram_range=(1, 2)).fit_transform([row["question"] for row in rows])
     chances = {
         "what color": 0.1,
@@ -188,9 +166,8 @@ def test_no_question_alone_tells_its_answer(pools):
         answers = [rows[number]["answers"][0] for number in chosen]
         half = len(chosen) // 2
         model = LogisticRegression(max_iter=200).fit(words[chosen[:half]], answers[:half])
-        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, (
-            kind
-        )  # three standard errors of 90
+        # three standard errors of 90
+        assert model.score(words[chosen[half:]], answers[half:]) < chance + 0.16, kind
     assert all(shapes.ANSWERS[row["answer_labels"][0]] == row["answers"][0] for row in rows)
 
 
@@ -199,11 +176,7 @@ def test_masks_are_where_the_objects_are(pools):
     scene = Scene((square, Placed(DOG, 60, 44, 30, "")), "ffffff")
     mask = decode_mask(scenes.mask_cell(scene, "m"))
     assert mask.shape == (96, 96)
-    assert set(np.unique(mask)) == {
-        0,
-        scenes.PIXEL_KINDS.index(SHAPE),
-        scenes.PIXEL_KINDS.index("animal"),
-    }
+    assert set(np.unique(mask)) == {0, *map(scenes.PIXEL_KINDS.index, (SHAPE, "animal"))}
     image = np.asarray(decode_image(scene.cell("s"))).astype(int)
     red = np.abs(image - (0xDC, 0x1C, 0x24)).max(axis=2) < 120
     np.testing.assert_array_equal((mask == 1)[:, :50], red[:, :50])

@@ -41,12 +41,9 @@ def roots(tmp_path, found, monkeypatch):
 
 def tiny(recipe: Recipe) -> Recipe:
     """The recipe with its own data and start, on a tiny model, for two steps."""
-    sizes = VLMoConfig.tiny(
-        image_size=recipe.model.image_size,
-        patch_size=16,
-        position_embedding=recipe.model.position_embedding,
-        num_fusion_layers=min(1, recipe.model.num_fusion_layers),
-    )
+    kept = {name: getattr(recipe.model, name) for name in ("image_size", "position_embedding")}
+    layers = min(1, recipe.model.num_fusion_layers)
+    sizes = VLMoConfig.tiny(patch_size=16, num_fusion_layers=layers, **kept)
     return dataclasses.replace(
         recipe,
         model=model_config(sizes),
@@ -79,15 +76,11 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     runs = [*list(STEPS)[:-1], "names-1", "names-2", "released"]
     assert began == [*runs[:3], *runs[2:]]
     assert all(read_metrics(run / each)[-1]["step"] == 2 for each in runs)
-    weights = {
-        name: load_file(run / name / "model" / "model.safetensors")
-        for name in (*runs[-4:], "names-mean")
-    }
-    last, start, released = (
-        weights["released"],
-        weights["names-mean"],
-        load_file(out / "model.safetensors"),
-    )
+    weights = {}
+    for name in (*runs[-4:], "names-mean"):
+        weights[name] = load_file(run / name / "model" / "model.safetensors")
+    last, start = weights["released"], weights["names-mean"]
+    released = load_file(out / "model.safetensors")
     assert start.keys() == released.keys()
     for name in start:
         seeds = [weights[each][name] for each in runs[-4:-1]]
@@ -99,11 +92,8 @@ def test_it_goes_on_where_it_was(roots, tmp_path, monkeypatch):
     assert not torch.equal(weights["names"][words], weights["names-1"][words])
     assert {each.dataset_name for each in read_results(out)} == {"icons", "scenes"}
     assert VLMoForImageTextRetrieval.from_pretrained(out).match_head is not None
-    monkeypatch.setattr(
-        vlmo_small,
-        "MEASURED_ON",
-        (("data/icons", "test"), ("scenes", "test"), ("scenes", "artist")),
-    )
+    measured_on = (("data/icons", "test"), ("scenes", "test"), ("scenes", "artist"))
+    monkeypatch.setattr(vlmo_small, "MEASURED_ON", measured_on)
     before = (out / "results.json").read_text()
     assert vlmo_small.rebuild(run, **options) == out
     assert len(began) == len(runs) + 1
@@ -117,6 +107,5 @@ def test_every_split_of_scenes_that_is_not_trained_on_or_chosen_by_is_measured()
         splits = [split for source, split in vlmo_small.MEASURED_ON if source == name]
         assert sorted(splits) == sorted(set(sizes) - {"train", "validation"})
     shipped = {(each.dataset_name, each.dataset_split) for each in read_results(FOLDER / SMALL)}
-    assert shipped == {
-        (source.removeprefix("data/"), split) for source, split in vlmo_small.MEASURED_ON
-    }
+    measured_on = vlmo_small.MEASURED_ON
+    assert shipped == {(source.removeprefix("data/"), split) for source, split in measured_on}
