@@ -31,11 +31,12 @@ def config_of(folder):
 
 
 def test_weight_with_the_best_recall_is_kept(folder, pictures):
-    before, where = config_of(folder), {"source": pictures, "split": "validation", "device": "cpu"}
-    choice = choose_rerank_weight(folder, **where, rerank=8)
+    before = config_of(folder)
+    where = {"source": pictures, "split": "validation", "device": "cpu", "rerank": 8}
+    choice = choose_rerank_weight(folder, **where)
     names = {"ir": "rerank_weight", "tr": "rerank_weight_image_to_text"}
     assert choice.before == dict.fromkeys(names.values(), 0.5)
-    assert choice.table.row_count == len(WEIGHTS)
+    assert choice.rates.keys() == set(WEIGHTS)
     for direction, name in names.items():
         means = {
             weight: sum(rates[f"{direction}@{k}"] for k in (1, 5, 10))
@@ -49,17 +50,14 @@ def test_weight_with_the_best_recall_is_kept(folder, pictures):
     model.save_pretrained(folder.with_name("copy"))
     assert config_of(folder.with_name("copy")).items() >= choice.settings.items()
     # What it measured is what the evaluation measures.
-    for weight in (WEIGHTS[0], choice.settings["rerank_weight"], WEIGHTS[-1]):
-        result = evaluate(folder, **where, rerank=8, rerank_weight=weight)
-        assert {
-            name: result.metrics[f"rerank_{name}"] for name in choice.rates[weight]
-        } == choice.rates[weight]
-    result = evaluate(folder, **where, rerank=8)
+    for weight in (WEIGHTS[0], WEIGHTS[-1]):
+        metrics = evaluate(folder, **where, rerank_weight=weight).metrics
+        rates = choice.rates[weight]
+        assert {name: metrics[f"rerank_{name}"] for name in rates} == rates
+    result = evaluate(folder, **where)
     image_to_text, text_to_image = choice.settings[names["tr"]], choice.settings[names["ir"]]
-    assert result.settings["rerank_weight"] == {
-        "image_to_text": image_to_text,
-        "text_to_image": text_to_image,
-    }
+    weights = {"image_to_text": image_to_text, "text_to_image": text_to_image}
+    assert result.settings["rerank_weight"] == weights
     assert result.metrics["rerank_tr@1"] == choice.rates[image_to_text]["tr@1"]
     assert result.metrics["rerank_ir@1"] == choice.rates[text_to_image]["ir@1"]
 
@@ -77,21 +75,14 @@ def test_of_several_best_the_middle_one_is_taken(means, chosen):
 )
 def test_wrong_requests_are_refused(options, words, folder, pictures):
     before = config_of(folder)
+    options = {"source": pictures, "split": "validation"} | options
     with pytest.raises(ValueError, match=words):
-        choose_rerank_weight(
-            folder, source=pictures, device="cpu", **({"split": "validation"} | options)
-        )
+        choose_rerank_weight(folder, device="cpu", **options)
     assert config_of(folder) == before
 
 
 def test_command_prints_its_choice(folder, pictures, capsys):
     main(["evaluate", str(folder), "--data", pictures, "--rerank", "4", "--choose-rerank-weight"])
     shown = " ".join(capsys.readouterr().out.split())
-    for words in (
-        "Recall by rerank weight on pictures",
-        " validation, percent",
-        "chosen for",
-        "rerank_weight",
-    ):
-        assert words in shown
+    assert "Recall by rerank weight on pictures" in shown
     assert "rerank_weight" in config_of(folder)

@@ -24,7 +24,6 @@ LIVELY = {
     "position_embedding": "absolute",
     "position_init": "sincos",
 }
-SHAPES = ("square",)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +36,9 @@ def images(tmp_path_factory) -> Path:
         name = f"{color}/{number}.png"
         (folder / color).mkdir(exist_ok=True)
         Image.new("RGB", (20 + number, 24), COLORS[color]).save(folder / name)
-        captions = [f"a {color} {shape}" for shape in SHAPES]
-        lines.append(
-            {"image": name, "captions": captions, "split": "test" if number < 8 else "train"}
-        )
-    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        split = "test" if number < 8 else "train"
+        lines.append(json.dumps({"image": name, "captions": [f"a {color} square"], "split": split}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -62,50 +59,45 @@ def test_trained_captions_are_true(run, images):
     assert result.metrics["exact"] == 1
     assert result.metrics["bleu4"] < result.metrics["cider"]
     assert result.chance["exact"] == 0.25
-    color = list(COLORS)[2]
-    (row,) = predict(run, Inputs([images / color / "2.png"], caption=True), device="cpu").rows
-    assert row["caption"] in {f"a {color} {shape}" for shape in SHAPES}
+    (row,) = predict(run, Inputs([images / "blue" / "2.png"], caption=True), device="cpu").rows
+    assert row["caption"] == "a blue square"
 
 
-def test_folders_are_captioned_once_into_a_table_that_others_read(run, images, tmp_path):
+def test_folders_are_captioned_once_into_a_table_that_others_read(run, tmp_path):
+    photos = tmp_path / "photos"
     for color in ("red", "blue"):
-        (tmp_path / "photos" / color).mkdir(parents=True)
-        Image.new("RGB", (30, 30), COLORS[color]).save(tmp_path / "photos" / color / "1.png")
-    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+        (photos / color).mkdir(parents=True)
+        Image.new("RGB", (30, 30), COLORS[color]).save(photos / color / "1.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "captions.jsonl"
-    number, bad = caption_files(run, [tmp_path / "photos" / "red"], out, device="cpu", num_beams=1)
-    assert (number, bad) == (1, [])
+    assert caption_files(run, [photos / "red"], out, device="cpu", num_beams=1) == (1, [])
     with (
         full_disk(out.stat().st_size + 10),
         pytest.raises(OSError, match=r"File too large.+captions\.jsonl"),
     ):
-        caption_files(run, [tmp_path / "photos"], out, device="cpu")
+        caption_files(run, [photos], out, device="cpu")
     assert not out.read_text().endswith("\n")  # half a line is left
-    number, bad = caption_files(run, [tmp_path / "photos"], out, device="cpu")
+    number, (bad,) = caption_files(run, [photos], out, device="cpu")
     assert number == 1
-    assert len(bad) == 1
-    assert "broken.jpg" in bad[0]
+    assert "broken.jpg" in bad
+    captions = {"photos/red/1.png": "a red square", "photos/blue/1.png": "a blue square"}
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["image"] for line in lines] == ["photos/red/1.png", "photos/blue/1.png"]
+    assert {line["image"]: line["caption"] for line in lines} == captions
     rows = open_source(str(out), split="train", test_share=0.0)
-    assert sorted(rows["captions"]) == sorted([line["caption"]] for line in lines)
+    assert sorted(rows["captions"]) == sorted([caption] for caption in captions.values())
     table = MetadataTable(out)
-    for line in lines:
-        color = Path(line["image"]).parent.name
-        below = line["image"].removeprefix("photos/")
-        assert table.about(below, str(tmp_path / line["image"])).captions == (line["caption"],)
-        assert line["caption"] in {f"a {color} {shape}" for shape in SHAPES}
+    for name, caption in captions.items():
+        read = table.about(name.removeprefix("photos/"), str(tmp_path / name))
+        assert read.captions == (caption,)
     with pytest.raises(ValueError, match=r"photos/red has no image, or is not in .*below"):
-        caption_files(
-            run, [tmp_path / "photos" / "red"], tmp_path / "below" / "captions.jsonl", device="cpu"
-        )
+        caption_files(run, [photos / "red"], tmp_path / "below" / "captions.jsonl", device="cpu")
 
 
 def test_metrics_by_hand():
     # All words stand in one image's captions alone, so they weigh alike. The first caption is a true one: 10. Of the
     # second, a half of the words and a third of the pairs are true: 10 * (1/2 + 1/3) / 4.
-    found, true = ["A b, c d.", "e f x y"], [["a b c d"], ["e f g h"]]
-    values = {each.name: each for each in caption_metrics(found, true)}
+    metrics = caption_metrics(["A b, c d.", "e f x y"], [["a b c d"], ["e f g h"]])
+    values = {metric.name: metric for metric in metrics}
     assert values["cider"].value == pytest.approx((10 + 10 * (1 / 2 + 1 / 3) / 4) / 2)
     assert values["bleu4"].value == pytest.approx((6 / 8 * 4 / 6 * 2 / 4 * 1 / 2) ** 0.25)
     assert values["exact"].value == 0.5
