@@ -69,10 +69,8 @@ def test_collate_pads_every_text_field_with_its_own_value():
 def test_collate_stacks_images_and_masks_and_keeps_8_bits_with_channels_last_in_memory():
     images = [torch.randint(256, (4, 5, 3), dtype=torch.uint8).movedim(-1, -3) for _ in range(2)]
     mask = np.array([True, False])
-    examples = [
-        Example(sample_id=0, image_id=2**63 - 1, pixel_values=each, bool_masked_pos=mask)
-        for each in images
-    ]
+    facts = {"sample_id": 0, "image_id": 2**63 - 1, "bool_masked_pos": mask}
+    examples = [Example(pixel_values=image, **facts) for image in images]
     batch = collate(examples)
     assert batch.keys() == {"sample_ids", "image_ids", "pixel_values", "bool_masked_pos"}
     assert batch["image_ids"].tolist() == [2**63 - 1] * 2
@@ -84,9 +82,8 @@ def test_collate_stacks_images_and_masks_and_keeps_8_bits_with_channels_last_in_
 
 def test_merge_pads_every_text_field_as_collate_does():
     fields = ("input_ids", "false_input_ids", "mlm_input_ids", "mlm_labels")
-    examples = [
-        Example(sample_id=length, **dict.fromkeys(fields, text(length))) for length in (3, 20, 9)
-    ]
+    texts = (text(length) for length in (3, 20, 9))
+    examples = [Example(sample_id=len(ids), **dict.fromkeys(fields, ids)) for ids in texts]
     merged = merge([collate([example], pad_token_id=77) for example in examples], pad_token_id=77)
     whole = collate(examples, pad_token_id=77)
     assert merged.keys() == whole.keys()

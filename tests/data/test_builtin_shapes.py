@@ -149,20 +149,3 @@ def test_a_statement_is_true_of_two_pairs_and_false_of_two_that_share_an_image(p
         for true, false in (rows[:2], rows[2:]):
             images = ("image", "second_image")
             assert sum(true[name]["bytes"] == false[name]["bytes"] for name in images) == 1
-
-
-def test_claims_hold_for_their_pairs():
-    truths = {
-        "both": lambda left, right: left and right,
-        "exactly": lambda left, right: left != right,
-        "neither": lambda left, right: not left and not right,
-        "the left": lambda left, _: left,
-        "the right": lambda _, right: right,
-    }
-    for (wording, _), claims in shapes.CLAIMS.items():
-        (holds,) = [truth for start, truth in truths.items() if wording.startswith(start)]
-        for claim in claims:
-            so, not_so = ([sign == "1" for sign in signs] for signs in claim.split())
-            assert holds(*so)
-            assert not holds(*not_so)
-            assert sum(one != other for one, other in zip(so, not_so, strict=True)) == 1

@@ -74,11 +74,12 @@ def test_places_in_the_south_other_dates_and_damaged_data(data, expected) -> Non
 def test_xmp_is_read_where_exif_says_no_time(kind) -> None:
     xmp = XMP % b'exif:DateTimeOriginal="2019-08-07T06:05:04+02:00"'
     assert read(kind, xmp=xmp) == {"taken": "2019-08-07T06:05:04", "taken_from": "xmp"}
-    for tags, source in (
-        (({CHANGED: "2022:01:02 03:04:05"},), "xmp"),
-        (({}, {0x9003: "2022:01:02 03:04:05"}), "exif"),
-    ):
-        assert read(kind, xmp=xmp, exif=exif(*tags))["taken_from"] == source
+    changed, made = (
+        exif({CHANGED: "2022:01:02 03:04:05"}),
+        exif({}, {0x9003: "2022:01:02 03:04:05"}),
+    )
+    for data, source in ((changed, "xmp"), (made, "exif")):
+        assert read(kind, xmp=xmp, exif=data)["taken_from"] == source
     element = b"<photoshop:DateCreated>2019-08-07</photoshop:DateCreated>"
     assert captured({"xmp": element})["taken"] == "2019-08-07T00:00:00"
 
@@ -97,11 +98,8 @@ def test_original_date_comes_before_digitized_created_and_changed_in_any_order(f
     for order in (dates, dates[::-1]):
         taken = captured({"xmp": XMP % b" ".join(order)})["taken"]
         assert taken == f"201{first + 1}-01-01T00:00:00"
-    tags = {
-        0: ({}, {0x9003: "2021:01:01"}),
-        1: ({}, {0x9004: "2022:01:01"}),
-        3: ({CHANGED: "2024:01:01"}, {}),
-    }
+    tags = {0: ({}, {0x9003: "2021:01:01"}), 1: ({}, {0x9004: "2022:01:01"})}
+    tags[3] = ({CHANGED: "2024:01:01"}, {})
     if first in tags:  # as good as XMP's, EXIF's counts; a worse one does not
         data = exif(*tags[first])
         assert captured({"xmp": XMP % dates[0], "exif": data})["taken_from"] == "exif"
