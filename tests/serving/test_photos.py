@@ -231,8 +231,8 @@ def test_words_in_images_are_found(encoder, folder, tmp_path, monkeypatch) -> No
     for option in ([], ["--no-ocr"], ["--ocr"]):
         main([*photos_line(encoder, folder), *option])
     assert asked == [True, False, True]
-    written = lambda _: "Invoice Acme Corp."  # noqa: E731
-    monkeypatch.setattr("vlmo.retrieval.embedding.read_text", written)
+    monkeypatch.setattr(building, "load_reader", lambda: None)
+    monkeypatch.setattr("vlmo.retrieval.embedding.read_text", lambda _: "Invoice Acme Corp.")
     with updates(encoder, folder, tmp_path / "index", ocr=True) as thread:
         opened = thread.open_index()
         wait(lambda: opened.complete)
