@@ -111,14 +111,15 @@ def test_classes_are_predicted_on_the_pixels_of_the_publication(site, cache, tmp
 
 def test_what_cannot_be_verified_is_one_line(site, cache, tmp_path, capsys):
     data, coco = pairs(tmp_path / "flickr30k"), pairs(tmp_path / "coco")
-    Path("vlmo-base-vqa").mkdir()
-    Path("vlmo-base-vqa/config.json").write_text("{}")
     for line, words in (
         (f"vlmo-base --data {data}", "no result of 'vlmo-base' is published; did you mean 'vlmo-"),
         (f"vlmo-base-coco --data {data}", f"{data} is flickr30k; the published results of "),
-        (f"vlmo-base-vqa --data {coco}", "goes before the published"),
         ("vlmo-base-coco --data none", "nothing at none; give the folder"),
         ("vlmo-base-coco --data x --out a.txt", "ends with .json"),
     ):
         assert words in refused(["verify", *line.split()], capsys)
     assert not site.requests
+    Path("vlmo-base-coco").mkdir()
+    Path("vlmo-base-coco/config.json").write_text("{}")
+    shown = refused(["verify", "vlmo-base-coco", "--data", str(coco)], capsys)
+    assert "goes before the published" in shown

@@ -48,7 +48,8 @@ def write_photos(folder: Path) -> Path:
     moment = datetime(2022, 3, 4, 5, 6, 7).timestamp()
     os.utime(folder / "loose.jpg", (moment, moment))
     (folder / "Chile" / "5.jpg.supplemental-metadata.json").write_text(json.dumps(TAKEOUT))
-    other = TAKEOUT | {"title": "other.jpg", "description": "", "geoData": {"latitude": 0.0}}
+    other = TAKEOUT | {"title": "other.jpg", "description": ""}
+    other["geoData"] = {"latitude": 0.0, "longitude": 0.0}
     (folder / "Chile" / "5.jpg.supplemental-me(1).json").write_text(json.dumps(other))
     return folder
 

@@ -329,7 +329,7 @@ def test_all_of_it_works_with_the_keyboard_alone(page) -> None:
     assert reached[-1] == "card"
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog", name="a red circle")).to_be_visible()
-    within = "document.activeElement.matches('body, #detail *')"
+    within = "document.activeElement.matches('body, #detail, #detail *')"
     for _ in range(10):
         page.keyboard.press("Tab")
         assert page.evaluate(within)

@@ -114,9 +114,13 @@ def test_images_go_on_loading_when_the_browser_tells_of_two_changes(open_page, a
 
 @pytest.mark.parametrize(("tab", "status"), [("Albums", 200), ("Dates", 200), ("Albums", 500)])
 def test_what_comes_late_for_an_earlier_wish_is_not_shown(open_page, address, tab, status) -> None:
-    page, held = open_page(address), list[Route]()
+    page, held = open_page(address), []
     expect(page.locator("#strip .card")).to_have_count(12)
-    page.route("**/v1/groups", held.append)
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/groups", hold)
     with page.expect_request("**/v1/groups"):
         page.get_by_role("link", name=tab).click()
     ask(page, "a red circle")
