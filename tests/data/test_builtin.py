@@ -55,7 +55,5 @@ def test_failed_build_leaves_nothing(tmp_path) -> None:
 
 def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tests.data.test_builtin.PACKAGES", ("no-such-package",))
-    with pytest.raises(
-        ModuleNotFoundError, match=r"no-such-package.*pip install .*\[quickstart\]'"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"no-such-package.*\[quickstart\]'"):
         builtin.load("toy", split="train", cache_dir=tmp_path)

@@ -14,22 +14,16 @@ def test_a_square_lies_where_the_text_says_in_its_color():
     image = pixels("scene:96|ffffff|square,10,40,20,dc1c24")
     assert image.shape == (96, 96, 3)
     rows, columns = np.nonzero((image == (0xDC, 0x1C, 0x24)).all(axis=2))
-    assert 40 <= rows.min() <= 42
-    assert 57 <= rows.max() <= 59
-    assert 10 <= columns.min() <= 12
-    assert 27 <= columns.max() <= 29
+    corners = (columns.min(), columns.max(), rows.min(), rows.max())
+    assert corners == pytest.approx((11, 28, 41, 58), abs=1)
     assert (image[:39] == 255).all()
 
 
 def test_sides_and_places_grow_with_the_image():
-    small, large = (
-        pixels("scene:48|ffffff|circle,48,0,48,000000"),
-        pixels("scene:192|ffffff|circle,48,0,48,000000"),
-    )
+    small = pixels("scene:48|ffffff|circle,48,0,48,000000")
+    large = pixels("scene:192|ffffff|circle,48,0,48,000000")
     assert (small.shape[0], large.shape[0]) == (48, 192)
-    shrunk = np.asarray(
-        Image.fromarray(large.astype(np.uint8)).resize((48, 48), Image.Resampling.BOX)
-    ).astype(int)
+    shrunk = large.reshape(48, 4, 48, 4, 3).mean(axis=(1, 3))
     assert np.abs(small - shrunk).mean() < 3
 
 
@@ -55,19 +49,10 @@ def test_a_background_of_two_colors_runs_from_one_to_the_other(text, axis):
     assert (line[0, 0], line[0, -1]) == (0, 255)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "scene:96",
-        "scene:x|ffffff",
-        "scene:96|ffffff|blob,1,2,3",
-        "scene:96|ffffff|star,1,2",
-        "scene:96|nocolor",
-    ],
-)
+@pytest.mark.parametrize("text", ["", "|ffffff|blob,1,2,3", "|ffffff|star,1,2", "|nocolor"])
 def test_a_damaged_text_is_named(text):
     with pytest.raises(ValueError, match=r"broken\.png"):
-        EncodedImage({"bytes": text.encode(), "path": "broken.png"})
+        EncodedImage({"bytes": f"scene:96{text}".encode(), "path": "broken.png"})
 
 
 LARGE = {
@@ -75,10 +60,7 @@ LARGE = {
     "side": ("scene:96|ffffff|star,0,0,1100,d81e28", "star of 1100 pixels.*expected"),
     "objects": ("scene:96|ffffff" + "|star,0,0,24,d81e28" * 64, "expected"),
     "bytes": (f"scene:96|ffffff|{'x' * 70_000},0,0,24", "expected"),
-    "path": (
-        "scene:96|ffffff|twemoji/../../../1f436,0,0,9",
-        "no (shape or )?drawing",
-    ),  # worlds may be there
+    "path": ("scene:96|ffffff|twemoji/../../1f436,0,0,9", "no (shape or )?drawing"),
 }
 
 

@@ -50,9 +50,8 @@ def test_rows_are_those_of_earlier_versions(name, monkeypatch):
 
 
 def test_truth_of_sentences():
-    scene = Scene(
-        (placed(RED_STAR, 2, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 40, 2)), "ffffff"
-    )
+    things = (placed(RED_STAR, 2, 40), placed(DOG, 60, 44), placed(BLUE_STAR, 40, 2))
+    scene = Scene(things, "ffffff")
     red, blue, dog = Phrase("star", "red"), Phrase("star", "blue"), Phrase("dog")
     left = Sentence((red, dog), ((0, "left of", 1),), "{0} left of {1}")
     assert str(left) == "a red star left of a dog"
@@ -81,9 +80,8 @@ def test_captions_are_true_and_false_ones_are_true_of_other_scenes(pools):
             assert scene.truth(false) is False
             assert len({(each.name, each.color) for each in false.phrases}) == len(false.phrases)
             assert {(each.name, each.color) for each in false.phrases} <= known
-    assert all(
-        len(row["false_captions"]) == len(row["captions"]) for row in some_rows("train", pool, 20)
-    )
+    for row in some_rows("train", pool, 20):
+        assert len(row["false_captions"]) == len(row["captions"])
     assert not any(row["false_captions"] for row in some_rows("test", pools["test"], 5))
 
 
@@ -91,12 +89,8 @@ def test_captions_for_evaluation_are_true_of_no_other_scene(pools):
     pool, shown = pools["test"], []
     for row in some_rows("test", pool, 300):
         scene, choices = shapes.make_scene("test", int(row["image_id"].rpartition("/")[2]), pool)
-        shown.append(
-            (
-                scene,
-                next(s for s in shapes.sentences(scene, choices) if str(s) == row["captions"][0]),
-            )
-        )
+        sentences = {str(sentence): sentence for sentence in shapes.sentences(scene, choices)}
+        shown.append((scene, sentences[row["captions"][0]]))
     for (scene, sentence), (other, _) in itertools.permutations(shown, 2):
         assert scene.truth(sentence)
         assert not other.truth(sentence)
@@ -119,10 +113,8 @@ def test_each_caption_of_a_pair_is_true_of_one_image_and_false_of_the_other(kind
 
 
 def test_answers_are_what_the_scene_shows(pools):
-    scene = Scene(
-        (placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 10, 2)), "ffffff"
-    )
-    pool = pools["test"]
+    things = (placed(RED_STAR, 2, 40), placed(DOG, 60, 44, 40), placed(BLUE_STAR, 10, 2))
+    scene, pool = Scene(things, "ffffff"), pools["test"]
     asked = {kind: set() for kind in shapes.QUESTIONS}
     for number in range(300):
         choices = Choices(str(number))
@@ -144,8 +136,8 @@ def test_answers_are_what_the_scene_shows(pools):
     assert {
         ("is the red star left of the dog?", "yes"),
         ("is the red star right of the dog?", "no"),
+        ("is the dog left of the red star?", "no"),
     } <= asked["is the"]
-    assert ("is the dog left of the red star?", "no") in asked["is the"]
     assert builtin.labels("shapes-questions") == list(shapes.ANSWERS)
 
 
@@ -153,30 +145,7 @@ def test_a_statement_is_true_of_two_pairs_and_false_of_two_that_share_an_image(p
     for number in range(12):
         rows = list(shapes.statement_rows("train", number, pools["train"]))
         assert [row["label"] for row in rows] == [1, 0, 1, 0]
-        assert (
-            len({row["captions"][0] for row in rows})
-            == len({row["sentence_group"] for row in rows})
-            == 1
-        )
+        assert len({(row["captions"][0], row["sentence_group"]) for row in rows}) == 1
         for true, false in (rows[:2], rows[2:]):
-            same = [
-                true[name]["bytes"] == false[name]["bytes"] for name in ("image", "second_image")
-            ]
-            assert sorted(same) == [False, True]
-
-
-def test_claims_hold_for_their_pairs():
-    truths = {
-        "both": lambda left, right: left and right,
-        "exactly": lambda left, right: left != right,
-        "neither": lambda left, right: not left and not right,
-        "the left": lambda left, _: left,
-        "the right": lambda _, right: right,
-    }
-    for (wording, _), claims in shapes.CLAIMS.items():
-        (holds,) = [truth for start, truth in truths.items() if wording.startswith(start)]
-        for claim in claims:
-            so, not_so = ([sign == "1" for sign in signs] for signs in claim.split())
-            assert holds(*so)
-            assert not holds(*not_so)
-            assert sum(one != other for one, other in zip(so, not_so, strict=True)) == 1
+            images = ("image", "second_image")
+            assert sum(true[name]["bytes"] == false[name]["bytes"] for name in images) == 1

@@ -12,6 +12,7 @@ from vlmo.data.capture import captured, dated, position
 from vlmo.data.decoding import read_info
 
 MAKE, MODEL, CHANGED, MORE, GPS = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825
+NOWHERE, FAR = ({1: "N", 2: (north, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)} for north in (0.0, 99.0))
 PARIS = {1: "N", 2: (48.0, 51.0, 24.0), 3: "E", 4: (2.0, 21.0, 8.0)}
 SANTIAGO = {1: "S", 2: (33.0, 26.5, 0.0), 3: "W", 4: (70.0, 39.0, 0.0)}
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description %b/></rdf:RDF></x:xmpmeta>'
@@ -36,11 +37,8 @@ def read(kind: str, **options) -> dict:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF"])
 def test_exif_of_each_format_is_read(kind) -> None:
-    data = exif(
-        {MAKE: "Canon", MODEL: "Canon EOS R5", CHANGED: "2022:01:02 03:04:05"},
-        {0x9003: "2021:06:14 10:33:00"},
-        PARIS,
-    )
+    main = {MAKE: "Canon", MODEL: "Canon EOS R5", CHANGED: "2022:01:02 03:04:05"}
+    data = exif(main, {0x9003: "2021:06:14 10:33:00"}, PARIS)
     assert read(kind, exif=data) == {
         "taken": "2021-06-14T10:33:00",
         "taken_from": "exif",
@@ -55,26 +53,9 @@ def test_exif_of_each_format_is_read(kind) -> None:
     [
         (exif({MAKE: "Apple", MODEL: "iPhone 15"}, None, SANTIAGO), {"camera": "Apple iPhone 15"}),
         (exif({CHANGED: "2022:01:02 03:04:05"}), {"taken": "2022-01-02T03:04:05"}),
-        (
-            exif({CHANGED: "2022:01:02 03:04:05"}, {0x9004: "2020:12:31 23:59:59"}),
-            {"taken": "2020-12-31T23:59:59"},
-        ),
-        (
-            exif(
-                {CHANGED: "0000:00:00 00:00:00"},
-                None,
-                {1: "N", 2: (0.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)},
-            ),
-            {},
-        ),
-        (
-            exif(
-                {CHANGED: "2022:13:02 03:04:05"},
-                None,
-                {1: "N", 2: (99.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)},
-            ),
-            {},
-        ),
+        (exif({}, {0x9004: "2020:12:31 23:59:59"}), {"taken": "2020-12-31T23:59:59"}),
+        (exif({CHANGED: "0000:00:00 00:00:00"}, None, NOWHERE), {}),
+        (exif({CHANGED: "2022:13:02 03:04:05"}, None, FAR), {}),
         (exif({MODEL: "x" * 9, CHANGED: "2022:01:02 03:04:05"})[:40], {}),
         (b"Exif\0\0" + b"\xff" * 200, {}),
         (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", {}),
@@ -93,14 +74,14 @@ def test_places_in_the_south_other_dates_and_damaged_data(data, expected) -> Non
 def test_xmp_is_read_where_exif_says_no_time(kind) -> None:
     xmp = XMP % b'exif:DateTimeOriginal="2019-08-07T06:05:04+02:00"'
     assert read(kind, xmp=xmp) == {"taken": "2019-08-07T06:05:04", "taken_from": "xmp"}
-    assert read(kind, xmp=xmp, exif=exif({CHANGED: "2022:01:02 03:04:05"}))["taken_from"] == "xmp"
-    assert (
-        read(kind, xmp=xmp, exif=exif({}, {0x9003: "2022:01:02 03:04:05"}))["taken_from"] == "exif"
+    changed, made = (
+        exif({CHANGED: "2022:01:02 03:04:05"}),
+        exif({}, {0x9003: "2022:01:02 03:04:05"}),
     )
-    assert (
-        captured({"xmp": b"<photoshop:DateCreated>2019-08-07</photoshop:DateCreated>"})["taken"]
-        == "2019-08-07T00:00:00"
-    )
+    for data, source in ((changed, "xmp"), (made, "exif")):
+        assert read(kind, xmp=xmp, exif=data)["taken_from"] == source
+    element = b"<photoshop:DateCreated>2019-08-07</photoshop:DateCreated>"
+    assert captured({"xmp": element})["taken"] == "2019-08-07T00:00:00"
 
 
 DATES = (
@@ -115,16 +96,11 @@ DATES = (
 def test_original_date_comes_before_digitized_created_and_changed_in_any_order(first) -> None:
     dates = DATES[first:]
     for order in (dates, dates[::-1]):
-        assert (
-            captured({"xmp": XMP % b" ".join(order)})["taken"] == f"201{first + 1}-01-01T00:00:00"
-        )
-    tags = (
-        ({}, {0x9003: "2021:01:01"}),
-        ({}, {0x9004: "2022:01:01"}),
-        None,
-        ({CHANGED: "2024:01:01"}, {}),
-    )
-    if tags[first] is not None:  # as good as XMP's, EXIF's counts; a worse one does not
+        taken = captured({"xmp": XMP % b" ".join(order)})["taken"]
+        assert taken == f"201{first + 1}-01-01T00:00:00"
+    tags = {0: ({}, {0x9003: "2021:01:01"}), 1: ({}, {0x9004: "2022:01:01"})}
+    tags[3] = ({CHANGED: "2024:01:01"}, {})
+    if first in tags:  # as good as XMP's, EXIF's counts; a worse one does not
         data = exif(*tags[first])
         assert captured({"xmp": XMP % dates[0], "exif": data})["taken_from"] == "exif"
         for better in DATES[:first]:
@@ -133,9 +109,8 @@ def test_original_date_comes_before_digitized_created_and_changed_in_any_order(f
 
 def test_damaged_fields_leave_the_others() -> None:
     good = {"camera": "Canon", "taken": "2021-06-14T10:33:00", "latitude": 48.856667}
-    data = exif(
-        {MAKE: "Canon", CHANGED: "2022:01:02 03:04:05"}, {0x9003: "2021:06:14 10:33:00"}, PARIS
-    )
+    main = {MAKE: "Canon", CHANGED: "2022:01:02 03:04:05"}
+    data = exif(main, {0x9003: "2021:06:14 10:33:00"}, PARIS)
     order = "little" if data[6:8] == b"II" else "big"
 
     def without(tag: int, *, kind: int | None = None, value: int | None = None) -> dict:
@@ -158,27 +133,15 @@ def test_damaged_fields_leave_the_others() -> None:
 
 
 def test_lower_case_sides_and_texts_of_four_bytes() -> None:
-    south = captured(
-        {
-            "exif": exif(
-                {MODEL: "R5m"}, None, {1: "s", 2: (33.0, 0.0, 0.0), 3: "w", 4: (70.0, 0.0, 0.0)}
-            )
-        }
-    )
+    place = {1: "s", 2: (33.0, 0.0, 0.0), 3: "w", 4: (70.0, 0.0, 0.0)}
+    south = captured({"exif": exif({MODEL: "R5m"}, None, place)})
     assert south == {"camera": "R5m", "latitude": -33.0, "longitude": -70.0}
 
 
 def test_times_and_places_that_cannot_be() -> None:
     moment = datetime(2020, 2, 29, 12, tzinfo=UTC).timestamp()
-    assert dated(moment, source="takeout", zone=UTC) == {
-        "taken": "2020-02-29T12:00:00",
-        "taken_from": "takeout",
-    }
+    expected = {"taken": "2020-02-29T12:00:00", "taken_from": "takeout"}
+    assert dated(moment, source="takeout", zone=UTC) == expected
     assert dated(1e20, source="file") == dated(float("nan"), source="file") == {}
-    assert (
-        position(0.0, 0.0)
-        == position(91.0, 0.0)
-        == position(0.0, float("inf"))
-        == position(float("nan"), 1.0)
-        == {}
-    )
+    places = ((0.0, 0.0), (91.0, 0.0), (0.0, float("inf")), (float("nan"), 1.0))
+    assert [position(*place) for place in places] == [{}] * 4

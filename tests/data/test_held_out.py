@@ -31,11 +31,8 @@ def write_csv(path: Path) -> None:
 
 def write_json_lines(path: Path) -> None:
     pairs = zip(write_images(path, "other-"), CAPTIONS, strict=True)
-    lines = [
-        json.dumps({"image": name, "caption": text, "image_id": f"id {text}"})
-        for name, text in pairs
-    ]
-    (path / "captions.jsonl").write_text("\n".join(reversed(lines)))
+    lines = [{"image": name, "caption": text, "image_id": f"id {text}"} for name, text in pairs]
+    (path / "captions.jsonl").write_text("\n".join(map(json.dumps, reversed(lines))))
 
 
 def write_parquet(path: Path) -> None:
@@ -54,10 +51,8 @@ def write_tars(path: Path) -> None:
 
 def save(path: Path) -> None:
     images = [{"bytes": image, "path": None} for image in IMAGES]
-    rows = Dataset.from_dict({"image": images, "caption": CAPTIONS}).cast_column(
-        "image", ImageFeature()
-    )
-    rows.save_to_disk(path)
+    rows = Dataset.from_dict({"image": images, "caption": CAPTIONS})
+    rows.cast_column("image", ImageFeature()).save_to_disk(path)
 
 
 def captions(path: Path, split: str, **options: float) -> set[str]:
@@ -89,16 +84,13 @@ def test_rows_of_text_alone_are_split_by_it(tmp_path) -> None:
 @pytest.mark.parametrize("count", [2, 3, 7])
 @pytest.mark.parametrize("share", [0.05, 0.99])
 def test_few_images_leave_one_at_least_on_each_side(count, share, tmp_path) -> None:
-    images = [{"bytes": image, "path": None} for image in IMAGES[:count]]
-    rows = [
-        make_row(f"{number}", image=image, source="", licence="")
-        for number, image in enumerate(images)
-    ]
+    rows = []
+    for number, data in enumerate(IMAGES[:count]):
+        image = {"bytes": data, "path": None}
+        rows.append(make_row(f"{number}", image=image, source="", licence=""))
     Dataset.from_list(rows, features=FEATURES).save_to_disk(tmp_path)
-    counts = [
-        len(open_source(str(tmp_path), split=split, test_share=share))
-        for split in ("train", "test")
-    ]
+    splits = ("train", "test")
+    counts = [len(open_source(str(tmp_path), split=split, test_share=share)) for split in splits]
     assert min(counts) >= 1
     assert sum(counts) == count
 

@@ -48,9 +48,11 @@ def save_by_torch(tensors: dict[str, torch.Tensor], file: Path) -> None:
         torch.save(tensors, stream)
 
 
-@pytest.mark.parametrize(
-    "save", [save_file, save_by_torch, lambda _, file: file.write_bytes(bytes(200))]
-)
+def save_plain(_: object, file: Path) -> None:
+    file.write_bytes(bytes(200))
+
+
+@pytest.mark.parametrize("save", [save_file, save_by_torch, save_plain])
 def test_what_a_full_disk_refuses_is_an_error_that_names_the_folder(save, tmp_path) -> None:
     big = pytest.raises(OSError, match="File too large")
     with full_disk(), big as raised, write_folder(tmp_path / "model") as aside:
@@ -61,13 +63,10 @@ def test_what_a_full_disk_refuses_is_an_error_that_names_the_folder(save, tmp_pa
 
 def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
     events = []
-    real_replace = Path.replace
+    replace = Path.replace
+    noted = lambda path, to: (events.append(f"rename {to.name}"), replace(path, to))  # noqa: E731
+    monkeypatch.setattr(Path, "replace", noted)
     monkeypatch.setattr(atomic, "_flush_to_disk", lambda path: events.append(path.name))
-    monkeypatch.setattr(
-        Path,
-        "replace",
-        lambda path, to: (events.append(f"rename {to.name}"), real_replace(path, to)),
-    )
     with write_folder(tmp_path / "model") as aside:
         (aside / "a.txt").write_text("a")
     assert events == ["a.txt", ".model.vlmo-aside", "rename model", tmp_path.name]
@@ -109,12 +108,8 @@ def test_link_to_a_folder_stays_a_link(tmp_path) -> None:
             (aside / "a.txt").touch()
         assert (tmp_path / name).is_symlink()
         assert (tmp_path / target / "a.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "dangling",
-        "link",
-        "nowhere",
-        "real",
-    ]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"dangling", "link", "nowhere", "real"}
 
 
 def test_failure_at_the_last_rename_brings_the_folder_back(tmp_path, monkeypatch) -> None:

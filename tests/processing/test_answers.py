@@ -38,9 +38,7 @@ def test_normalize_answer(table: str) -> None:
     assert {raw: normalize_answer(raw) for raw, _ in pairs} == dict(pairs)
 
 
-@pytest.mark.parametrize(
-    ("count", "score"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (5, 1.0), (10, 1.0)]
-)
+@pytest.mark.parametrize(("count", "score"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_soft_target_is_the_score_with_ten_annotators(count: int, score: float) -> None:
     annotators = ten(("cat", count), ("dog", 10 - count))
     assert soft_targets(annotators, numbers={"cat": 7}) == ([7], [score])
@@ -49,16 +47,12 @@ def test_soft_target_is_the_score_with_ten_annotators(count: int, score: float) 
 
 def test_leave_one_out_score_by_hand() -> None:
     # Of four, three say "cat". Without one of these three, two matches are left: 2/3. Without the fourth, three: 1.
-    assert leave_one_out_score("cat", ["cat", "cat", "cat", "dog"]) == pytest.approx(
-        (3 * 2 / 3 + 1) / 4, abs=EXACT
-    )
+    cat = leave_one_out_score("cat", ["cat", "cat", "cat", "dog"])
+    assert cat == pytest.approx((3 * 2 / 3 + 1) / 4, abs=EXACT)
     # Without the one who says "dog" no match is left; without any other, one: 1/3.
-    assert leave_one_out_score("dog", ["cat", "cat", "cat", "dog"]) == pytest.approx(
-        3 * (1 / 3) / 4, abs=EXACT
-    )
-    with pytest.raises(
-        ValueError, match=r"3 annotators \(red, red, red\); the score needs at least 4.*repeat a"
-    ):
+    dog = leave_one_out_score("dog", ["cat", "cat", "cat", "dog"])
+    assert dog == pytest.approx(3 * (1 / 3) / 4, abs=EXACT)
+    with pytest.raises(ValueError, match=r"3 annotators \(red, red, red\); .* needs at least 4"):
         leave_one_out_score("red", ["red"] * 3)
 
 

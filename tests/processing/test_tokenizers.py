@@ -21,12 +21,8 @@ def test_load_vocabulary_reads_bert_from_file_and_folder():
     vocabulary = load_vocabulary(BERT_FOLDER)
     assert vocabulary == load_vocabulary(BERT_FOLDER / "vocab.txt")
     assert len(vocabulary) == 30522
-    assert (
-        vocabulary["[PAD]"],
-        vocabulary["[CLS]"],
-        vocabulary["[SEP]"],
-        vocabulary["[MASK]"],
-    ) == (0, 101, 102, 103)
+    tokens = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
+    assert [vocabulary[token] for token in tokens] == [0, 101, 102, 103]
 
 
 @pytest.mark.parametrize(
@@ -78,10 +74,8 @@ def test_build_tokenizer_lower_cases_and_frames_the_text():
     tokenizer = build_tokenizer(load_vocabulary(BERT_FOLDER), max_text_length=6)
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("Café UNBELIEVABLE!")["input_ids"])
     assert tokens == ["[CLS]", "cafe", "unbelievable", "!", "[SEP]"]
-    assert (
-        tokenizer.decode(tokenizer("Hello, world")["input_ids"], skip_special_tokens=True)
-        == "hello, world"
-    )
+    ids = tokenizer("Hello, world")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "hello, world"
 
 
 def test_flags_mark_continuations_and_special_tokens():

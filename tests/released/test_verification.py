@@ -30,30 +30,22 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pairs(folder: Path) -> Path:
-    rows = [
-        {
-            "image": png(np.asarray(drawings()[number])),
-            "captions": CAPTIONS[number],
-            "image_id": str(number),
-        }
-        | {"source": "toy", "licence": "CC0-1.0"}
-        for number in range(12)
-    ]
+    rows = []
+    for number, image in enumerate(drawings()[:12]):
+        row = {"image": png(np.asarray(image)), "captions": CAPTIONS[number]}
+        rows.append(row | {"image_id": str(number), "source": "toy", "licence": "CC0-1.0"})
     return write_prepared(folder, {"test": Dataset.from_list(rows)}, labels=None)
 
 
-def test_report_has_published_and_measured_results_and_what_they_depend_on(
-    site, cache, tmp_path, capsys
-):
+def test_report_has_all_results_and_what_they_depend_on(site, cache, tmp_path, capsys):
     data = pairs(tmp_path / "coco")
     main(["verify", "vlmo-base-coco", "--data", str(data), "--device", "cpu", "--batch-size", "5"])
     shown = capsys.readouterr().out
     read = json.loads(Path("verify_vlmo-base-coco.json").read_text())
     direct = evaluate("vlmo-base-coco", source=str(data), split="test", rerank=0)
     rows = read["results"]
-    assert [(row["split"], row["metric"], row["published"]) for row in rows] == list(
-        MODELS["vlmo-base-coco"].reported
-    )
+    published = [(row["split"], row["metric"], row["published"]) for row in rows]
+    assert published == list(MODELS["vlmo-base-coco"].reported)
     for row in rows:
         measured = 100 * direct.metrics[row["metric"]]
         assert row["measured"] == pytest.approx(measured)
@@ -92,59 +84,42 @@ def test_classes_are_predicted_on_the_pixels_of_the_publication(site, cache, tmp
     torch.save({"model": published_keys(theirs)}, file)
     site.files["beitv2_base_patch16_224_pt1k_ft1k.pth"] = file.read_bytes()
     noise = np.random.default_rng(0)
-    images = [
-        noise.integers(0, 256, (30 + 4 * number, 70, 3), dtype=np.uint8) for number in range(6)
-    ]
-    own = {"captions": [], "source": "toy", "licence": "CC0-1.0"}
-    rows = [
-        {"image": png(each), "image_id": str(number), "label": 0} | own
-        for number, each in enumerate(images)
-    ]
+    images, rows = [], []
+    for number in range(6):
+        images.append(noise.integers(0, 256, (30 + 4 * number, 70, 3), dtype=np.uint8))
+        row = {"image": png(images[-1]), "image_id": str(number), "label": 0}
+        rows.append(row | {"captions": [], "source": "toy", "licence": "CC0-1.0"})
     parts = {"validation": Dataset.from_list(rows, features=class_features(NAMES))}
     data = write_prepared(tmp_path / "imagenet", parts, labels=NAMES)
-    steps = [
-        transforms.Resize(int(size / (224 / 256)), interpolation=3),
-        transforms.CenterCrop(size),
-    ]
-    prepare = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*IMAGENET)])
+    resize = transforms.Resize(int(size / (224 / 256)), interpolation=3)
+    steps = [resize, transforms.CenterCrop(size), transforms.ToTensor()]
+    prepare = transforms.Compose([*steps, transforms.Normalize(*IMAGENET)])
     with torch.no_grad():
         logits = theirs(torch.stack([prepare(Image.fromarray(each)) for each in images])).logits
     result = evaluate("beitv2-base-pt1k-ft1k", source=str(data), split="validation", device="cpu")
     best = logits.softmax(dim=-1).max(dim=-1)
-    assert [row["prediction"] for row in result.predictions] == [
-        NAMES[number] for number in best.indices
-    ]
-    assert [row["confidence"] for row in result.predictions] == pytest.approx(
-        best.values.tolist(), abs=0.02
-    )
+    found = [(row["prediction"], row["confidence"]) for row in result.predictions]
+    names, shares = zip(*found, strict=True)
+    assert names == tuple(NAMES[number] for number in best.indices)
+    assert shares == pytest.approx(best.values.tolist(), abs=0.02)
     assert result.settings == {"center_crop": 0.875}
     main(["verify", "beitv2-base-pt1k-ft1k", "--data", str(data), "--device", "cpu"])
     row = json.loads(Path("verify_beitv2-base-pt1k-ft1k.json").read_text())["results"][0]
-    assert (row["published"], row["measured"]) == (
-        85.5,
-        pytest.approx(100 * result.metrics["top1"]),
-    )
+    assert row["published"] == 85.5
+    assert row["measured"] == pytest.approx(100 * result.metrics["top1"])
 
 
 def test_what_cannot_be_verified_is_one_line(site, cache, tmp_path, capsys):
-    data = pairs(tmp_path / "flickr30k")
-    for name, words in (
-        ("vlmo-base", "no result of 'vlmo-base' is published; did you mean 'vlmo-base-"),
-        (
-            "vlmo-base-coco",
-            f"{data} is flickr30k; the published results of vlmo-base-coco are on coco",
-        ),
+    data, coco = pairs(tmp_path / "flickr30k"), pairs(tmp_path / "coco")
+    for line, words in (
+        (f"vlmo-base --data {data}", "no result of 'vlmo-base' is published; did you mean 'vlmo-"),
+        (f"vlmo-base-coco --data {data}", f"{data} is flickr30k; the published results of "),
+        ("vlmo-base-coco --data none", "nothing at none; give the folder"),
+        ("vlmo-base-coco --data x --out a.txt", "ends with .json"),
     ):
-        assert words in refused(["verify", name, "--data", str(data)], capsys)
+        assert words in refused(["verify", *line.split()], capsys)
     assert not site.requests
     Path("vlmo-base-coco").mkdir()
     Path("vlmo-base-coco/config.json").write_text("{}")
-    assert "goes before the published" in refused(
-        ["verify", "vlmo-base-coco", "--data", str(pairs(tmp_path / "coco"))], capsys
-    )
-    assert "nothing at none; give the folder" in refused(
-        ["verify", "vlmo-base-coco", "--data", "none"], capsys
-    )
-    assert "ends with .json" in refused(
-        ["verify", "vlmo-base-coco", "--data", "x", "--out", "a.txt"], capsys
-    )
+    shown = refused(["verify", "vlmo-base-coco", "--data", str(coco)], capsys)
+    assert "goes before the published" in shown

@@ -70,22 +70,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        usual = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(len(content) - start),
-        }
-        usual |= {"ETag": site.tag or ""}
+        headers = {"Content-Type": "application/octet-stream", "ETag": site.tag or ""}
+        headers["Content-Length"] = str(len(content) - start)
         if start:
-            usual["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        for header, value in (
-            usual | (site.headers if name.endswith((".pt", ".pth")) else {})
-        ).items():
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if name.endswith((".pt", ".pth")):
+            headers |= site.headers
+        for header, value in headers.items():
             if value:
                 self.send_header(header, value)
         self.end_headers()
-        self.wfile.write(
-            content[start : start + site.cuts.pop(0)] if site.cuts else content[start:]
-        )
+        end = start + site.cuts.pop(0) if site.cuts else None
+        self.wfile.write(content[start:end])
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

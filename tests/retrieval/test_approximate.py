@@ -25,20 +25,38 @@ def filled(folder, *, number: int, captions: bool = False) -> tuple[Store, np.nd
     centres = generator.standard_normal((40, DIM))
     vectors = centres[generator.integers(0, 40, number)] + generator.standard_normal((number, DIM))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    rows = []
+    for row, vector in enumerate(vectors):
+        facts = {"id": f"{row:024x}", "path": f"{row}.png", "vector": vector}
+        texts = [f"caption {row}"] if captions else []
+        rows.append(facts | {"captions": texts, "metadata": {"half": row % 2}})
     store = Store(folder, dim=DIM)
-    rows = [
-        {"id": f"{row:024x}", "path": f"{row}.png", "vector": vectors[row]} for row in range(number)
-    ]
-    for row, each in enumerate(rows):
-        each |= {"captions": [f"caption {row}"] if captions else [], "metadata": {"half": row % 2}}
     store.write(rows)
     return store, vectors
 
 
+def opened(folder, made: dict, **options) -> Index:
+    model = {"folder": "nowhere", "fingerprint": "x", "dim": DIM}
+    facts = {"version": 3, "model": model, "approximate": made}
+    (folder / "index.json").write_text(json.dumps(facts))
+    return Index(folder, **options)
+
+
+def positions(hits: list) -> list[int]:
+    return [int(hit.id, 16) for hit in hits]
+
+
+def truth(vectors: np.ndarray, query: np.ndarray) -> list[int]:
+    return np.argsort(-(vectors @ query)).tolist()
+
+
+def odd(rows: list[int], number: int) -> list[int]:
+    return [row for row in rows if row % 2][:number]
+
+
 def made_for(store: Store, vectors: np.ndarray, before: dict | None = None) -> dict:
-    encoder = SimpleNamespace(
-        embed_texts=lambda texts: vectors[[int(text.removeprefix("caption ")) for text in texts]]
-    )
+    rows_of = lambda texts: [int(text.removeprefix("caption ")) for text in texts]  # noqa: E731
+    encoder = SimpleNamespace(embed_texts=lambda texts: vectors[rows_of(texts)])
     made = make_approximate(store, encoder, least=1000, before=before, console=None)
     assert made is not None
     return made
@@ -50,27 +68,18 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
     made = made_for(store, vectors)
     assert made["recall"]["asked_with"] == ("captions" if captions else "images")
     assert made["search"]["nprobes"] < 55  # not all partitions
-    facts = {
-        "version": 3,
-        "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM},
-        "approximate": made,
-    }
-    (tmp_path / "index.json").write_text(json.dumps(facts))
-    index, found = Index(tmp_path), []
+    index, found = opened(tmp_path, made), []
     for query in vectors[5::150]:
-        truth = np.argsort(-(vectors @ query))[:10]
+        best = truth(vectors, query)
         exact = index.nearest(query, top=10, where="half >= 0")
-        assert [int(hit.id, 16) for hit in exact] == truth.tolist()
+        assert positions(exact) == best[:10]
         nearly = index.nearest(query, top=10)
-        found.append(len({int(hit.id, 16) for hit in nearly} & set(truth.tolist())) / 10)
+        found.append(len({*positions(nearly)} & {*best[:10]}) / 10)
         # Of what is found, the similarities are exact.
-        for hit in nearly:
-            assert hit.similarity == pytest.approx(
-                float(vectors[int(hit.id, 16)] @ query), abs=1e-5
-            )
+        expected = vectors[positions(nearly)] @ query
+        assert [hit.similarity for hit in nearly] == pytest.approx(expected, abs=1e-5)
         halved = index.nearest(query, top=10, where="half = 1")  # those that pass are all compared
-        odd = [row for row in np.argsort(-(vectors @ query)).tolist() if row % 2][:10]
-        assert [int(hit.id, 16) for hit in halved] == odd
+        assert positions(halved) == odd(best, 10)
     assert np.mean(found) >= 0.95
     assert made["recall"]["value"] == pytest.approx(np.mean(found), abs=0.06)
     assert len(index.nearest(vectors[0], top=2900)) == 2900  # more than the partitions hold
@@ -79,44 +88,33 @@ def test_approximate_index_finds_nearly_what_exact_search_does(captions, tmp_pat
 def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "_READ_EVERY", timedelta(0))
     for module in (index_module, approximate):
-        monkeypatch.setattr(
-            module, "MAX_BYTES", 400_000
-        )  # of 3000 vectors in float32, or their columns
+        # Of 3000 vectors in float32, or their columns.
+        monkeypatch.setattr(module, "MAX_BYTES", 400_000)
     store, vectors = filled(tmp_path, number=3200)
     made = made_for(store, vectors)
     assert made["memory"]["recall"] >= 0.98
-    facts = {
-        "version": 3,
-        "model": {"folder": "nowhere", "fingerprint": "x", "dim": DIM},
-        "approximate": made,
-    }
-    (tmp_path / "index.json").write_text(json.dumps(facts))
-    index, asked, nearest = Index(tmp_path, in_memory=True), [], Store.nearest
-    monkeypatch.setattr(
-        Store, "nearest", lambda *a, **options: asked.append(a) or nearest(*a, **options)
-    )
+    index, asked, nearest = opened(tmp_path, made, in_memory=True), [], Store.nearest
+    noted = lambda *a, **options: asked.append(a) or nearest(*a, **options)  # noqa: E731
+    monkeypatch.setattr(Store, "nearest", noted)
     queries, found = vectors[5::200], 0
     for query in queries:
-        hits, truth = index.nearest(query, top=10), np.argsort(-(vectors @ query))[:10].tolist()
-        rows = [int(hit.id, 16) for hit in hits]
-        assert rows[0] == truth[0]
+        hits, best = index.nearest(query, top=10), truth(vectors, query)[:10]
+        rows = positions(hits)
+        assert rows[0] == best[0]
         assert hits[0].path == f"{rows[0]}.png"
-        found += len(set(rows) & set(truth))
-        np.testing.assert_allclose(
-            [hit.similarity for hit in hits], vectors[rows] @ query, atol=HALF
-        )
+        found += len({*rows} & {*best})
+        similarities = [hit.similarity for hit in hits]
+        np.testing.assert_allclose(similarities, vectors[rows] @ query, atol=HALF)
     assert found >= 0.95 * 10 * len(queries)
     assert not asked
     assert len(index.nearest(vectors[0], top=3200)) == 3200
-    odd = [int(hit.id, 16) for hit in index.nearest(vectors[0], top=5, where="half = 1")]
-    assert odd == [row for row in np.argsort(-(vectors @ vectors[0])).tolist() if row % 2][:5]
+    halved = index.nearest(vectors[0], top=5, where="half = 1")
+    assert positions(halved) == odd(truth(vectors, vectors[0]), 5)
     few = Approximate(partitions=57, nprobes=1, candidates=10)
     assert len(MemoryVectors(tmp_path).nearest(vectors[0], top=3200, search=few)[0]) < 3200 / 4
     before = (tmp_path / FILE).read_bytes()
-    with (
-        full_disk(len(before) - 1),
-        pytest.raises(OSError, match=r"File too large.+vectors\.faiss"),
-    ):
+    refused = pytest.raises(OSError, match=r"File too large.+vectors\.faiss")
+    with full_disk(len(before) - 1), refused:
         write_memory(store, partitions=57)
     assert (tmp_path / FILE).read_bytes() == before
     asked.clear()
@@ -128,18 +126,12 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, vectors = filled(tmp_path, number=1500)
-    monkeypatch.setattr(
-        Store,
-        "nearest",
-        lambda *_, search, **__: pa.table({"id": ["nobody" if search else "somebody"]}),
-    )
+    wrong = lambda *_, search, **__: pa.table({"id": ["a" if search else "b"]})  # noqa: E731
+    monkeypatch.setattr(Store, "nearest", wrong)
     made = made_for(store, vectors)
     assert made["recall"]["value"] == 0
-    assert made["search"] == {
-        "partitions": 39,
-        "nprobes": 39,
-        "candidates": 3200,
-    }  # it tried all that there is
+    # It tried all that there is.
+    assert made["search"] == {"partitions": 39, "nprobes": 39, "candidates": 3200}
 
 
 def test_search_in_memory_is_widened_until_it_finds_98_of_100(tmp_path, monkeypatch):
@@ -174,9 +166,8 @@ def test_small_set_is_searched_exactly(encoder, tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     assert build(encoder, folder, out=tmp_path / "index").recall is None
     opened, asked, nearest = Index(tmp_path / "index"), [], Store.nearest
-    report = build(
-        encoder, write_folder(tmp_path / "more"), out=tmp_path / "index", approximate_from=10
-    )
+    more = write_folder(tmp_path / "more")
+    report = build(encoder, more, out=tmp_path / "index", approximate_from=10)
     facts = json.loads((tmp_path / "index" / "index.json").read_text())
     assert report.recall is not None
     assert facts["approximate"]["recall"]["value"] == report.recall["value"]
@@ -187,6 +178,5 @@ def test_small_set_is_searched_exactly(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "nearest", noted)
     assert len(opened.nearest(np.ones(32, dtype=np.float32), top=50)) == NUM + 3
-    assert asked[0] == Approximate(
-        **facts["approximate"]["search"]
-    )  # a reader asks as the last writer says
+    # A reader asks as the last writer says.
+    assert asked[0] == Approximate(**facts["approximate"]["search"])

@@ -26,44 +26,24 @@ def plain(model):
 
 def test_vectors_are_those_of_the_model(encoder, plain):
     own, processor = plain
-    inputs = processor(
-        images=drawings(), text=[captions[0] for captions in CAPTIONS], return_tensors="pt"
-    )
+    captions = [each[0] for each in CAPTIONS]
+    inputs = processor(images=drawings(), text=captions, return_tensors="pt")
     with torch.inference_mode():
         images = own.get_image_features(inputs["pixel_values"]).numpy()
         texts = own.get_text_features(inputs["input_ids"], inputs["attention_mask"]).numpy()
     np.testing.assert_allclose(encoder.embed_images(drawings()), images, atol=CLOSE)
-    np.testing.assert_allclose(
-        encoder.embed_texts([captions[0] for captions in CAPTIONS]), texts, atol=CLOSE
-    )
+    np.testing.assert_allclose(encoder.embed_texts(captions), texts, atol=CLOSE)
     assert encoder.dim == images.shape[1]
     assert encoder.embed_images([]).shape == encoder.embed_texts([]).shape == (0, encoder.dim)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("image_mean", [0.485, 0.456, 0.406]),
-        ("image_std", [0.2, 0.5, 0.5]),
-        ("resample", 2),
-        ("do_normalize", False),
-    ]
-    + [
-        ("do_resize", False),
-        ("do_center_crop", True),
-        ("do_rescale", False),
-        ("rescale_factor", 1 / 127.5),
-    ]
-    + [
-        ("size", size)
-        for size in (
-            {"height": "4", "width": "4"},
-            {"height": 8, "width": 4},
-            {"shortest_edge": 8},
-            0,
-        )
-    ],
-)
+PREPARATION = [("image_mean", [0.4, 0.4, 0.4]), ("image_std", [0.2, 0.5, 0.5]), ("resample", 2)]
+PREPARATION += [(f"do_{step}", False) for step in ("normalize", "resize", "rescale")]
+PREPARATION += [("do_center_crop", True), ("rescale_factor", 1 / 127.5), ("size", 0)]
+PREPARATION += [("size", {"height": "4", "width": "4"}), ("size", {"height": 8, "width": 4})]
+
+
+@pytest.mark.parametrize(("setting", "value"), [*PREPARATION, ("size", {"shortest_edge": 8})])
 def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path, setting, value):
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     file = folder / "processor_config.json"
@@ -72,17 +52,14 @@ def test_folder_whose_processor_prepares_other_pixels_is_refused(model, tmp_path
     file.write_text(json.dumps(settings))
     started = VLMoForImageTextRetrieval(VLMoConfig.from_pretrained(folder))
     for load in (
-        Encoder,
-        lambda folder: Encoder(folder, engine="onnx"),
-        load_retrieval_model,
-        lambda folder: write_onnx(folder, tmp_path / "graphs"),
-        load_parts,
-        lambda folder: start_from(started, folder),
+        lambda: Encoder(folder),
+        lambda: Encoder(folder, engine="onnx"),
+        lambda: write_onnx(folder, tmp_path / "graphs"),
+        lambda: load_parts(folder),
+        lambda: start_from(started, folder),
     ):
-        with pytest.raises(
-            ValueError, match=rf"processor_config\.json: {setting} is .*(transformers|pixels)"
-        ):
-            load(folder)
+        with pytest.raises(ValueError, match=rf"config\.json: {setting} is .*(transform|pixels)"):
+            load()
 
 
 def test_match_is_the_log_odds_of_the_head(encoder, plain):
@@ -100,11 +77,8 @@ def test_match_is_the_log_odds_of_the_head(encoder, plain):
 
 def test_tokens_are_counted_with_special_ones_and_as_far_as_they_are_read(encoder, plain):
     _, processor = plain
-    assert encoder.count_tokens(["red", "a red circle", "red " * 500]) == [
-        3,
-        5,
-        processor.max_text_length,
-    ]
+    counts = encoder.count_tokens(["red", "a red circle", "red " * 500])
+    assert counts == [3, 5, processor.max_text_length]
 
 
 def test_images_of_any_mode_are_embedded_on_white(encoder):
@@ -117,16 +91,14 @@ def test_images_of_any_mode_are_embedded_on_white(encoder):
 def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(
-        json.dumps({**config, "rerank_weight": 0.1, "transformers_version": "9"})
-    )
+    config |= {"rerank_weight": 0.1, "transformers_version": "9"}
+    (copy / "config.json").write_text(json.dumps(config))
     (copy / "README.md").write_text("another card")
     assert Encoder(copy).fingerprint == encoder.fingerprint
     assert Encoder(copy).rerank_weight == 0.1
-    weights = (copy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(
-        weights[:-4] + bytes(4 if weights[-4:] != bytes(4) else b"\0\0\0?")
-    )
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
     assert Encoder(copy).fingerprint != encoder.fingerprint
 
 
@@ -140,9 +112,7 @@ def test_fingerprint_follows_content_and_not_place(encoder, model, tmp_path):
         ("special_tokens_map.json", {"unk_token": "red"}, False),
     ],
 )
-def test_fingerprint_follows_settings_that_change_tokens(
-    encoder, model, tmp_path, file, settings, is_same
-):
+def test_fingerprint_follows_settings_of_tokens(encoder, model, tmp_path, file, settings, is_same):
     path = shutil.copytree(model, tmp_path / "copy") / file
     before = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps(before | settings))

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -58,24 +59,16 @@ def small():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
-    engine, torch, pixels = (
-        small[name]._engine,
-        small["torch"]._engine,
-        list(map(small["torch"].pixels, drawings())),
-    )
-    np.testing.assert_allclose(engine.embed_images(pixels), torch.embed_images(pixels), atol=CLOSE)
-    np.testing.assert_allclose(engine.embed_texts(TEXTS), torch.embed_texts(TEXTS), atol=CLOSE)
-    np.testing.assert_allclose(
-        engine.match(pixels[:8], TEXTS[:8]), torch.match(pixels[:8], TEXTS[:8]), atol=CLOSE
-    )
-    for key in (
-        "dim",
-        "can_match",
-        "fingerprint",
-        "rerank_weight",
-        "rerank_weight_image_to_text",
-        "device",
+    engine, torch = small[name]._engine, small["torch"]._engine
+    pixels = [small["torch"].pixels(drawing) for drawing in drawings()]
+    for compute in (
+        lambda each: each.embed_images(pixels),
+        lambda each: each.embed_texts(TEXTS),
+        lambda each: each.match(pixels[:8], TEXTS[:8]),
     ):
+        np.testing.assert_allclose(compute(engine), compute(torch), atol=CLOSE)
+    keys = ("dim", "can_match", "fingerprint", "rerank_weight", "rerank_weight_image_to_text")
+    for key in (*keys, "device"):
         assert getattr(small[name], key) == getattr(small["torch"], key), key
     assert small[name].inverse_temperature == pytest.approx(small["torch"].inverse_temperature)
     assert small[name].count_tokens(TEXTS) == small["torch"].count_tokens(TEXTS)
@@ -86,13 +79,10 @@ def test_small_model_gives_the_vectors_and_log_odds_of_torch(small, name):
 
 def test_images_are_resized_as_the_processor_does(small):
     processor = load_processor(find_model(SMALL))
-    images = [
-        decode_image(image)
-        for image in column(open_source("emoji-pairs", split="test"), "image")[:20]
-    ]
-    images += [image.resize((640, 427)) for image in images[:5]] + [
-        Image.new("RGBA", (30, 20), (255, 0, 0, 0))
-    ]
+    cells = column(open_source("emoji-pairs", split="test"), "image")[:20]
+    images = [decode_image(cell) for cell in cells]
+    images += [image.resize((640, 427)) for image in images[:5]]
+    images.append(Image.new("RGBA", (30, 20), (255, 0, 0, 0)))
     values = processor(images=images, return_tensors="np")["pixel_values"]
     levels = np.stack(list(map(small["onnx"].pixels, images))).astype(np.float32)
     difference = np.abs(levels - np.round(127.5 * values + 127.5))
@@ -129,25 +119,22 @@ def test_int8_loses_at_most_half_a_point_of_recall(small):
 def test_index_search_and_service_run_in_an_engine(small, name, tmp_path, capsys):
     folder, index = write_folder(tmp_path / "images"), tmp_path / "index"
     main(["index", SMALL, str(folder), "--out", str(index), "--engine", name])
-    answers = []
-    for query, top, more in (("a red square", NUM, ["--rerank", "32"]), (folder / NAMES[7], 1, [])):
+
+    def search(query: str, *options: str) -> dict:
         capsys.readouterr()
-        main(
-            ["search", str(index), str(query), "--json", "--top", str(top), "--engine", name, *more]
-        )
-        answers.append(json.loads(capsys.readouterr().out))
-    found, same = answers
-    expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32)
-    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
+        main(["search", str(index), query, "--json", "--engine", name, *options])
+        return json.loads(capsys.readouterr().out)
+
+    found = search("a red square", "--rerank", "32", "--top", str(NUM))
+    expected = Searcher(small["torch"], index).search("a red square", top=NUM, rerank=32).hits
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
     assert found["num_reranked"] == NUM
-    np.testing.assert_allclose(
-        [hit["score"] for hit in found["hits"]], [hit.score for hit in expected.hits], atol=0.02
-    )
-    assert same["hits"][0]["path"] == str(folder / NAMES[7])
+    scores = [hit["score"] for hit in found["hits"]]
+    np.testing.assert_allclose(scores, [hit.score for hit in expected], atol=0.02)
+    assert search(str(folder / NAMES[7]))["hits"][0]["path"] == str(folder / NAMES[7])
+    body = {"text": "a red square", "top": NUM, "rerank": NUM}
     with TestClient(create_app(load_parts(SMALL, index=index, engine=name))) as client:
-        answer = client.post(
-            "/v1/search", json={"text": "a red square", "top": NUM, "rerank": NUM}
-        ).json()
+        answer = client.post("/v1/search", json=body).json()
     assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in found["hits"]]
 
 
@@ -160,12 +147,16 @@ assert not sys.modules.get("openvino_telemetry")
 """
 
 
+def run_code(code: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_search_imports_no_torch_once_the_graphs_are_there(small, tmp_path):
     folder = write_folder(tmp_path / "images", numbers=range(3))
     main(["index", SMALL, str(folder), "--out", str(tmp_path / "index"), "--engine", "onnx"])
-    line = [sys.executable, "-c", SEARCH, str(tmp_path / "index"), "--engine", "onnx"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = run_code(SEARCH, tmp_path / "index", "--engine", "onnx")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_reranked"] == 3
 
@@ -184,9 +175,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 def test_a_signal_after_sessions_of_openvino_have_gone_reaches_its_handler(shared_folder):
     """Each core of OpenVINO leaves the stack for signals as it found it, freed or not."""
     graph = next(dual_encoder(shared_folder).folder.glob("text_encoder*.onnx"))
-    done = subprocess.run(
-        [sys.executable, "-c", SIGNAL, graph], capture_output=True, text=True, check=False
-    )
+    done = run_code(SIGNAL, graph)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
@@ -213,12 +202,9 @@ def source(exports, shared_folder) -> Path:
 
 def hide(patch: pytest.MonkeyPatch, package: str) -> None:
     """Let a package seem not to be installed."""
-    find_spec = graphs_engine.importlib.util.find_spec
-    patch.setattr(
-        graphs_engine.importlib.util,
-        "find_spec",
-        lambda name: None if name == package else find_spec(name),
-    )
+    find_spec = importlib.util.find_spec
+    hidden = lambda name: None if name == package else find_spec(name)  # noqa: E731
+    patch.setattr(importlib.util, "find_spec", hidden)
 
 
 def test_graphs_are_written_once_and_again_for_a_model_that_changed(source, exports, tmp_path):
@@ -244,9 +230,7 @@ def test_engine_is_torch_but_for_int8(source, exports, monkeypatch):
         assert Encoder(source, precision="int8").engine == engine
 
 
-def test_graphs_without_int8_are_written_again_for_int8_and_none_outside_of_their_folder_is_read(
-    source, exports
-):
+def test_graphs_without_int8_are_written_again_and_none_elsewhere_is_read(source, exports):
     Encoder(source, engine="onnx")
     about = json.loads((exports[0] / "onnx.json").read_text())
     about["graphs"]["image_encoder"]["int8"] = None
@@ -262,10 +246,7 @@ def test_wrong_use_is_one_line(source, exports, tmp_path, monkeypatch, capsys):
     for options, words in (
         ({"engine": "tensorrt"}, "'tensorrt'; expected torch, onnx or openvino"),
         ({"precision": "int4"}, "'int4'; expected float32 or int8"),
-        (
-            {"engine": "torch", "precision": "int8"},
-            "belongs to the engines onnx and openvino; choose one of them",
-        ),
+        ({"engine": "torch", "precision": "int8"}, "belongs to the engines onnx and openvino"),
         ({"engine": "onnx", "device": "cuda"}, "runs on the CPU"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -273,26 +254,15 @@ def test_wrong_use_is_one_line(source, exports, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="is no model folder"):
         Encoder(tmp_path, engine="onnx")
     toy(VLMoForVisualQuestionAnswering, num_labels=3).save_pretrained(tmp_path / "vqa")
-    with pytest.raises(
-        ValueError,
-        match="holds VLMoForVisualQuestionAnswering; expected VLMoForImageTextRetrieval or",
-    ):
+    with pytest.raises(ValueError, match="holds VLMoForVisualQuestionAnswering; expected VLMoFor"):
         Encoder(tmp_path / "vqa", engine="openvino")
     with pytest.raises(ValueError, match="give it alone"):
         load_parts(tmp_path / "vqa", engine="onnx")
     for missing, line in (("openvino", "openvino"), ("onnxscript", "onnx")):
         with monkeypatch.context() as patched:
             hide(patched, missing)
-            arguments = [
-                "index",
-                str(source),
-                str(tmp_path),
-                "--out",
-                str(tmp_path / "index"),
-                "--engine",
-                line,
-            ]
-            line_of_error = refused(arguments, capsys)
-        assert f"needs {missing}, which is not installed: pip install" in line_of_error
-        assert f"[{line}]" in line_of_error
+            words = f"index {source} {tmp_path} --out {tmp_path / 'index'} --engine {line}"
+            shown = refused(words.split(), capsys)
+        assert f"needs {missing}, which is not installed: pip install" in shown
+        assert f"[{line}]" in shown
     assert not exports

@@ -37,14 +37,8 @@ def test_cells_of_a_column_are_read_alike(cells, values):
         ("huge", 2**70, {"huge": str(2**70)}),
         ("long" * 1000, 1, {"long" * 25: 1}),
         ("!", "?", {"column": "?"}),
-        *(
-            (name, 2021, {name: "2021"})
-            for name in ("album", "camera", "ocr_text", "taken", "title")
-        ),
-        *(
-            (name, value, {})
-            for name, value in (("raw", b"bytes"), ("nan", float("nan")), ("none", None))
-        ),
+        *((name, 2021, {name: "2021"}) for name in ("album", "camera", "ocr_text", "taken")),
+        *(("a", value, {}) for value in (b"bytes", float("nan"), None)),
     ],
 )
 def test_metadata_becomes_plain(name, value, plain):
@@ -57,11 +51,8 @@ def written(path, text):
 
 
 def test_lines_about_one_image_add_up(tmp_path):
-    path = written(
-        tmp_path / "about.tsv",
-        "file_name\tcaption\tn\na/1.png\tone\t1\na/1.png\ttwo\t2\n2.png\t\t3\n",
-    )
-    table = MetadataTable(path)
+    lines = "file_name\tcaption\tn\na/1.png\tone\t1\na/1.png\ttwo\t2\n2.png\t\t3\n"
+    table = MetadataTable(written(tmp_path / "about.tsv", lines))
     assert table.about("a/1.png") == Annotation(("one", "two"), {"n": 2})
     assert table.about("deep/below/2.png") == Annotation((), {"n": 3})
     assert table.about("1.png") == Annotation()
@@ -69,9 +60,8 @@ def test_lines_about_one_image_add_up(tmp_path):
         name, file = (unicodedata.normalize(form, "Café/é.png") for form in (written_as, file))
         table = MetadataTable(written(tmp_path / "accents.csv", f"image,caption\n{name},one\n"))
         assert table.about(file) == Annotation(("one",))
-    path = written(
-        tmp_path / "about.csv", "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n"
-    )
+    lines = "image,caption,n\n./1.png,one,1\n./1.png,two,2\n1.png ,three,3\n"
+    path = written(tmp_path / "about.csv", lines)
     assert MetadataTable(path).about("1.png") == Annotation(("one", "two", "three"), {"n": 3})
 
 
@@ -80,11 +70,7 @@ def test_lines_about_one_image_add_up(tmp_path):
     [
         ("a.csv", "caption\nno image\n", "no image is named"),
         ("a.csv", "image,caption\n1.png,two, commas\n", "not the 2 fields"),
-        (
-            "a.csv",
-            'image,caption\n1.png,"open\n2.png,two\n',
-            r"a.csv:2: unexpected end of data; put quotes",
-        ),
+        ("a.csv", 'image,caption\n1.png,"open\n2.png,two\n', "a.csv:2: unexpected end of data"),
         ("a.jsonl", "[]\n", "expected an object"),
         ("a.jsonl", '{"image": "1.png", "captions": 3}\n', "captions must be a text"),
         ("a.txt", "", "expected a table"),

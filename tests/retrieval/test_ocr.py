@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -63,9 +64,7 @@ def test_text_without_control_characters_is_kept(encoder, tmp_path, monkeypatch)
 
 
 def test_image_that_the_reader_refuses_has_no_text(monkeypatch, caplog):
-    def refuse(_):
-        raise RuntimeError("the width is 0")
-
+    refuse = Mock(side_effect=RuntimeError("the width is 0"))
     monkeypatch.setattr(ocr, "load_reader", lambda: refuse)
     assert ocr.read_text(Image.new("RGB", (1, 4000))) == ""
     assert "1 x 4000 pixels counts as one without text: the width is 0" in caplog.text
@@ -74,11 +73,8 @@ def test_image_that_the_reader_refuses_has_no_text(monkeypatch, caplog):
 def test_missing_package_or_model_is_one_line(encoder, tmp_path, monkeypatch):
     drawings()[0].save(tmp_path / "a.png")
     ocr.load_reader.cache_clear()
-    monkeypatch.setattr(
-        ocr,
-        "find_spec",
-        lambda _: SimpleNamespace(origin=str(tmp_path / "rapidocr" / "__init__.py")),
-    )
+    package = SimpleNamespace(origin=str(tmp_path / "rapidocr" / "__init__.py"))
+    monkeypatch.setattr(ocr, "find_spec", lambda _: package)
     with pytest.raises(ValueError, match=r"rapidocr.models has no \*_det_\*\.onnx"):
         build(encoder, tmp_path, out=tmp_path / "index", ocr=True)
     monkeypatch.setattr(ocr, "find_spec", lambda _: None)

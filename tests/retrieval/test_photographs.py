@@ -1,6 +1,5 @@
 """Dates, places and albums of photographs: where they come from, and searches by them."""
 
-import io
 import json
 import math
 import os
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 from tests.data.test_capture import CHANGED, PARIS, SANTIAGO, exif
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import NAMES, build, encoded, rows, write_folder, write_tar
@@ -25,10 +23,7 @@ from vlmo.retrieval.index import MAX_BYTES
 PHOTO = ("taken", "taken_from", "latitude", "longitude", "camera", "album", "title")
 FILES = {  # by the number of a drawing: its path, and what it says
     0: ("loose.jpg", {}),
-    1: (
-        "Italy/Rome/1.jpg",
-        {"exif": exif({CHANGED: "2021:06:14 10:33:00", 0x0110: "X100"}, None, PARIS)},
-    ),
+    1: ("Italy/Rome/1.jpg", {"exif": exif({CHANGED: "2021:06:14 10:33:00", 272: "X1"}, {}, PARIS)}),
     2: ("Italy/Rome/2.heic", {"exif": exif({CHANGED: "2021:06:30 23:59:59"})}),
     3: ("Italy/Florence/3.jpg", {"xmp": b'<a xmp:CreateDate="2021-07-01T00:00:00"/>'}),
     4: ("Chile/4.webp", {"exif": exif({CHANGED: "2019:01:02 03:04:05"}, None, SANTIAGO)}),
@@ -49,17 +44,13 @@ def write_photos(folder: Path) -> Path:
         path, image = folder / name, drawings()[number].convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = KINDS.get(path.suffix)
-        path.write_bytes(
-            heic(image, **options) if kind is None else encoded(image, kind, **options)
-        )
+        data = heic(image, **options) if kind is None else encoded(image, kind, **options)
+        path.write_bytes(data)
     moment = datetime(2022, 3, 4, 5, 6, 7).timestamp()
     os.utime(folder / "loose.jpg", (moment, moment))
     (folder / "Chile" / "5.jpg.supplemental-metadata.json").write_text(json.dumps(TAKEOUT))
-    other = TAKEOUT | {
-        "title": "other.jpg",
-        "description": "",
-        "geoData": {"latitude": 0.0, "longitude": 0.0},
-    }
+    other = TAKEOUT | {"title": "other.jpg", "description": ""}
+    other["geoData"] = {"latitude": 0.0, "longitude": 0.0}
     (folder / "Chile" / "5.jpg.supplemental-me(1).json").write_text(json.dumps(other))
     return folder
 
@@ -73,34 +64,26 @@ def photos(encoder, tmp_path_factory):
 
 
 def numbers(result) -> list[int]:
-    return [
-        next(number for number, (name, _) in FILES.items() if hit.path.endswith(f"/{name}"))
-        for hit in result.hits
-    ]
+    by_name = {f"Pictures/{name}": number for number, (name, _) in FILES.items()}
+    return [by_name["Pictures/" + hit.path.rpartition("/Pictures/")[2]] for hit in result.hits]
 
 
 def test_columns_are_those_of_the_files(photos):
     searcher, folder = photos
     table = rows(searcher.index.folder)
-    found = {
-        n: [table[str(folder / name)].get(column) for column in PHOTO]
-        for n, (name, _) in FILES.items()
-    }
-    assert found == {
+    described = {number: table[str(folder / name)] for number, (name, _) in FILES.items()}
+    assert {n: [row.get(column) for column in PHOTO] for n, row in described.items()} == {
         0: ["2022-03-04T05:06:07", "file", None, None, None, "Pictures", None],
-        1: ["2021-06-14T10:33:00", "exif", 48.856667, 2.352222, "X100", "Italy/Rome", None],
+        1: ["2021-06-14T10:33:00", "exif", 48.856667, 2.352222, "X1", "Italy/Rome", None],
         2: ["2021-06-30T23:59:59", "exif", None, None, None, "Italy/Rome", None],
         3: ["2021-07-01T00:00:00", "xmp", None, None, None, "Italy/Florence", None],
         4: ["2019-01-02T03:04:05", "exif", -33.441667, -70.65, None, "Chile", None],
         5: ["2020-01-01T00:00:00", "takeout", -33.45, -70.66, None, "Chile", "5.jpg"],
         6: ["2018-12-31T12:00:00", "exif", None, None, None, "Chile", "other.jpg"],
     }
-    assert table[str(folder / FILES[5][0])]["captions"] == ["a lake"]
-    sizes = [
-        (table[str(folder / name)]["width"], table[str(folder / name)]["height"])
-        for name, _ in FILES.values()
-    ]
-    assert sizes == [drawings()[number].size for number in FILES]
+    assert described[5]["captions"] == ["a lake"]
+    for number, row in described.items():
+        assert (row["width"], row["height"]) == drawings()[number].size
 
 
 @pytest.mark.parametrize(
@@ -127,19 +110,15 @@ def test_columns_are_those_of_the_files(photos):
 )
 def test_filters_give_exactly_what_passes_them(photos, asked, expected, monkeypatch):
     searcher, _ = photos
-    where, asked = (
-        asked.get("where"),
-        {name: value for name, value in asked.items() if name != "where"},
-    )
-    options = {"where": where, "photos": PhotoFilter(**asked)}
+    asked = dict(asked)
+    options = {"where": asked.pop("where", None), "photos": PhotoFilter(**asked)}
     for limit in (MAX_BYTES, 1):  # in memory, and while the table is read
         monkeypatch.setattr(index_module, "MAX_BYTES", limit)
         searcher = Searcher(searcher.encoder, Index(searcher.index.folder))
         assert set(numbers(searcher.search("a red circle", rerank=0, **options))) == expected
         by_date = numbers(searcher.search(sort="date", **options))
-        assert by_date == [
-            n for n in (3, 2, 1, 5, 4, 6, 0) if n in expected
-        ]  # 0 has the date of its file alone
+        # 0 has the date of its file alone.
+        assert by_date == [number for number in (3, 2, 1, 5, 4, 6, 0) if number in expected]
 
 
 def test_order_by_date_is_that_of_the_best(photos):
@@ -158,9 +137,9 @@ def test_image_without_a_date_of_its_own_is_in_no_month_and_last_and_told(photos
     searcher, _ = photos
     groups = searcher.index.groups()
     assert groups["num_undated"] == 1
-    assert [(month["name"], month["count"]) for month in groups["months"]] == [
-        ("2021-07", 1), ("2021-06", 2), ("2020-01", 1), ("2019-01", 1), ("2018-12", 1)
-    ]  # fmt: skip
+    counts = {month["name"]: month["count"] for month in groups["months"]}
+    assert counts == {"2021-07": 1, "2021-06": 2, "2020-01": 1, "2019-01": 1, "2018-12": 1}
+    assert list(counts) == sorted(counts, reverse=True)
     assert numbers(searcher.search("a red circle", top=7, sort="date"))[-1] == 0
     late = searcher.search("a red circle", photos=PhotoFilter(since="2021-07"), rerank=0)
     assert set(numbers(late)) == {0, 3}
@@ -188,90 +167,46 @@ def test_what_is_no_date_or_place_is_refused(asked, message):
 def test_distances_are_those_between_vectors_of_the_sphere():
     """Beside a formula that shares nothing with that of the filter, also around poles and the date line."""
     draw = np.random.default_rng(0)
-    degrees = np.stack(
-        [np.degrees(np.arcsin(draw.uniform(-1, 1, 2000))), draw.uniform(-180, 180, 2000)], axis=1
-    ).round(6)
-    table = pa.table({"latitude": [*degrees[:, 0], None], "longitude": [*degrees[:, 1], None]})
+    latitudes = np.degrees(np.arcsin(draw.uniform(-1, 1, 2000))).round(6)
+    longitudes = draw.uniform(-180, 180, 2000).round(6)
+    table = pa.table({"latitude": [*latitudes, None], "longitude": [*longitudes, None]})
 
-    def on_sphere(places: np.ndarray) -> np.ndarray:
-        north, east = np.radians(places).T
-        return np.stack(
-            [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1
-        )
+    def on_sphere(latitude, longitude) -> np.ndarray:
+        north, east = np.radians(latitude), np.radians(longitude)
+        return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)])
 
-    for north, east, km in (
-        (48.85, 2.35, 500),
-        (-89.5, 10, 2000),
-        (90, 0, 1500),
-        (12.5, 179.9, 3000),
-        (0, 0, 12_000),
-    ):
+    places = [(48.85, 2.35, 500), (-89.5, 10, 2000), (90, 0, 1500), (12.5, 179.9, 3000)]
+    for north, east, km in [*places, (0, 0, 12_000)]:
         found = photos_passing(PhotoFilter(near=f"{north},{east},{km}km"), table)
-        cosine = on_sphere(degrees) @ on_sphere(np.array([[north, east]]))[0]
+        cosine = on_sphere(north, east) @ on_sphere(latitudes, longitudes)
         assert found.tolist() == [*(cosine >= math.cos(km / 6371.0088)), False]
 
 
 def test_albums_match_however_their_accents_are_written():
-    table = pa.table(
-        {"album": [unicodedata.normalize(form, "Café/Été") for form in ("NFC", "NFD")] + [None]}
-    )
-    for form in ("NFC", "NFD"):
-        assert photos_passing(
-            PhotoFilter(album=unicodedata.normalize(form, "été")), table
-        ).tolist() == [
-            True,
-            True,
-            False,
-        ]
-
-
-def test_heic_and_jpeg_give_the_same_first_hits(encoder, tmp_path):
-    for kind in ("heic", "jpg"):
-        (tmp_path / kind).mkdir()
-        for number, image in enumerate(drawings()):
-            data = encoded(image, "JPEG", quality=95)
-            if kind == "heic":  # of the JPEG, as a phone writes either
-                data = heic(Image.open(io.BytesIO(data)), quality=-1, chroma="444")
-            (tmp_path / kind / f"{number:02d}.{kind}").write_bytes(data)
-        assert build(encoder, tmp_path / kind, out=tmp_path / f"{kind}.index").bad == 0
-    heics, jpegs = (Searcher(encoder, tmp_path / f"{kind}.index") for kind in ("heic", "jpg"))
-    same = []
-    for number in range(len(drawings())):
-        queries = (
-            CAPTIONS[number][0],
-            tmp_path / "heic" / f"{number:02d}.heic",
-            tmp_path / "jpg" / f"{number:02d}.jpg",
-        )
-        for query in queries:
-            first, other = (
-                Path(each.search(query, top=1, rerank=0).hits[0].path).stem
-                for each in (heics, jpegs)
-            )
-            same.append(first == other)
-    assert all(same)
+    forms = ("NFC", "NFD")
+    albums = [unicodedata.normalize(form, "Café/Été") for form in forms]
+    table = pa.table({"album": [*albums, None]})
+    for form in forms:
+        passing = photos_passing(PhotoFilter(album=unicodedata.normalize(form, "été")), table)
+        assert passing.tolist() == [True, True, False]
 
 
 def test_json_that_changes_changes_the_row_and_nothing_is_embedded_again(encoder, tmp_path):
     folder, out = write_photos(tmp_path / "Pictures"), tmp_path / "index"
     build(encoder, folder, out=out)
     assert build(encoder, out=out).unchanged == len(FILES)
-    sidecar, image = (
-        folder / "Chile" / "5.jpg.supplemental-metadata.json",
-        str(folder / "Chile" / "5.jpg"),
-    )
-    sidecar.write_text(
-        json.dumps(TAKEOUT | {"title": "\ud800", "photoTakenTime": {"timestamp": "1000000000"}})
-    )
+    image = str(folder / "Chile" / "5.jpg")
+    sidecar = Path(f"{image}.supplemental-metadata.json")
+    changes = {"title": "\ud800", "photoTakenTime": {"timestamp": "1000000000"}}
+    sidecar.write_text(json.dumps(TAKEOUT | changes))
     report = build(encoder, out=out)
     assert (report.encoded, report.reused, report.unchanged) == (0, 1, len(FILES) - 1)
     assert rows(out)[image]["taken"] == "2001-09-09T01:46:40"
-    assert rows(out)[str(folder / FILES[1][0])]["camera"] == "X100"
-    for number, damage in enumerate(
-        (b"{", b"[" * 100_000, b"[]", b'{"photoTakenTime": 7}', b"\xff", b"{}")
-    ):
+    assert rows(out)[str(folder / FILES[1][0])]["camera"] == "X1"
+    for damage in (b"{", b"[" * 100_000, b"[]", b'{"photoTakenTime": 7}', b"\xff", b"{}"):
         sidecar.write_bytes(damage)
         assert build(encoder, out=out).bad == 0
-        assert rows(out)[image]["taken_from"] == "file", number
+        assert rows(out)[image]["taken_from"] == "file", damage[:30]
     sidecar.unlink()
     os.mkfifo(sidecar)  # which would never end
     assert build(encoder, out=out).bad == 0
@@ -299,4 +234,4 @@ def test_table_of_the_user_comes_first(encoder, tmp_path):
     build(encoder, folder, out=tmp_path / "index")
     row = rows(tmp_path / "index")[str(folder / "Italy/Rome/1.jpg")]
     columns = ("taken", "taken_from", "album", "camera")
-    assert [row[name] for name in columns] == ["1999-12-31", "table", "Home", "X100"]
+    assert [row[name] for name in columns] == ["1999-12-31", "table", "Home", "X1"]

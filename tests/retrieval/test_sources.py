@@ -27,10 +27,8 @@ def test_folder_gives_images_and_shards_in_the_order_of_names(tmp_path):
     write_tars(tmp_path / "t", [1])
     write_parquet(tmp_path / "t" / "00000.parquet", ["x"])  # about the tar
     write_parquet(tmp_path / "t" / "00001.parquet", ["x"])
-    assert below(tmp_path) == [
-        ("c.webp", "file"), ("b.JPG", "file"), ("00000.tar", "shard"), ("00001.parquet", "shard"),
-        ("z.gif", "file"),
-    ]  # fmt: skip
+    names = [("c.webp", "file"), ("b.JPG", "file"), ("00000.tar", "shard")]
+    assert below(tmp_path) == [*names, ("00001.parquet", "shard"), ("z.gif", "file")]
 
 
 def test_patterns_name_files_and_folders(tmp_path):
@@ -44,16 +42,8 @@ def test_patterns_name_files_and_folders(tmp_path):
 
 
 def test_pattern_passes_over_what_is_nothing_of_ours(tmp_path):
-    for name in (
-        "a.png",
-        ".hidden.png",
-        "captions.csv",
-        ".git/x.png",
-        "b/c.png",
-        "0.tar",
-        "0.parquet",
-        "R",
-    ):
+    names = "a.png .hidden.png captions.csv .git/x.png b/c.png 0.tar 0.parquet R"
+    for name in names.split():
         touch(tmp_path / name)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert below(f"{tmp_path}/*") == [("0.tar", "shard"), ("a.png", "file"), ("c.png", "file")]
@@ -94,9 +84,8 @@ def test_links_between_folders_lead_to_each_file_once(tmp_path):
 def test_real_path_of_a_folder_wins_over_links_to_it(tmp_path):
     for name in ("z/sub/1.png", "z/.hidden/2.png"):
         touch(tmp_path / name)
-    link(
-        tmp_path, {"all": "z", "some": "z/sub", "z/found": "z/.hidden"}
-    )  # which has no path but this
+    # The hidden one has no path but this.
+    link(tmp_path, {"all": "z", "some": "z/sub", "z/found": "z/.hidden"})
     expected = [str(tmp_path / name) for name in ("z/found/2.png", "z/sub/1.png")]
     assert [found.path for found in find(str(tmp_path))] == expected
     found = [(found.path, found.root) for found in find(f"{tmp_path}/*")]
@@ -131,9 +120,8 @@ def test_object_store_is_listed_like_a_disk(tmp_path):
     for name in ("b.png", "a/c.jpg", "a/notes.txt", "a/x.tar", "a/x.parquet", "a/.h.png"):
         files.pipe(f"{base}/{name}", name.encode())
     found = list(find(f"memory:/{base}"))
-    assert [(each.path.rpartition(base)[2], each.kind) for each in found] == [
-        ("/a/c.jpg", "file"), ("/a/x.tar", "shard"), ("/b.png", "file")
-    ]  # fmt: skip
+    kinds = {each.path.rpartition(base)[2]: each.kind for each in found}
+    assert kinds == {"/a/c.jpg": "file", "/a/x.tar": "shard", "/b.png": "file"}
     assert all(each.path.startswith("memory://") and each.size > 0 for each in found)
     assert [each.path for each in find(f"memory:/{base}/a/*.jpg")] == [found[0].path]
     with pytest.raises(ValueError, match="there is nothing at"):
@@ -158,8 +146,9 @@ def test_files_of_an_object_store_are_read_up_to_a_limit(tmp_path, monkeypatch):
         ("nowhere", "there is nothing at"),
         ("file.txt", "is no image by its name"),
         ("ftpx://a/b", "cannot be listed"),
-    ]
-    + [(name, "no regular file") for name in ("pipe.png", "pipe.tar")],
+        ("pipe.png", "no regular file"),
+        ("pipe.tar", "no regular file"),
+    ],
 )
 def test_what_holds_no_images_is_refused(origin, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

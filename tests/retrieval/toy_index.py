@@ -71,10 +71,9 @@ def write_table(path: Path, *, numbers: range = range(NUM), year: int = 2000) ->
         rows = csv.writer(file)
         rows.writerow(["image", "caption", "Year", "kind"])
         for number in numbers:
+            kind = CAPTIONS[number][0].split()[-1]
             for caption in CAPTIONS[number]:
-                rows.writerow(
-                    [NAMES[number], caption, year + number, CAPTIONS[number][0].split()[-1]]
-                )
+                rows.writerow([NAMES[number], caption, year + number, kind])
     return path
 
 
@@ -83,15 +82,11 @@ def write_tar(path: Path, *, numbers: range = range(NUM)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     members = {}
     for number in numbers:
-        about = {
-            "caption": CAPTIONS[number][0],
-            "key": f"{number:05d}",
-            "year": 2000 + number,
-            "exif": {"a": 1},
-        }
-        members[f"{number:05d}.png"] = encoded(drawings()[number])
-        members[f"{number:05d}.txt"] = CAPTIONS[number][0].encode()
-        members[f"{number:05d}.json"] = json.dumps(about).encode()
+        key, caption = f"{number:05d}", CAPTIONS[number][0]
+        about = {"caption": caption, "key": key, "year": 2000 + number, "exif": {"a": 1}}
+        members[f"{key}.png"] = encoded(drawings()[number])
+        members[f"{key}.txt"] = caption.encode()
+        members[f"{key}.json"] = json.dumps(about).encode()
     path.write_bytes(pack(members))
     return path
 
@@ -105,10 +100,9 @@ def write_parquet(path: Path, *, paths: bool = False, numbers: range = range(NUM
         (path.parent / "files").mkdir()
         for number in numbers:
             (path.parent / "files" / f"{number}.png").write_bytes(encoded(drawings()[number]))
-    captions, score = [CAPTIONS[number] for number in numbers], [number / 2 for number in numbers]
-    pq.write_table(
-        pa.table({"image": images, "captions": captions, "score": score}), path, row_group_size=7
-    )
+    columns = {"image": images, "captions": [CAPTIONS[number] for number in numbers]}
+    columns["score"] = [number / 2 for number in numbers]
+    pq.write_table(pa.table(columns), path, row_group_size=7)
     return path
 
 

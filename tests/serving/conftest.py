@@ -11,12 +11,8 @@ from vlmo.serving.parts import Parts, load_parts
 
 PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-dev-shm-usage",
-]
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SWITCHES += ["--disable-dev-shm-usage"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -27,9 +23,8 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def parts(gallery) -> Parts:
-    return load_parts(
-        gallery.model, index=gallery.index, vqa=gallery.vqa, captioning=gallery.captioning
-    )
+    others = {"vqa": gallery.vqa, "captioning": gallery.captioning}
+    return load_parts(gallery.model, index=gallery.index, **others)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +37,7 @@ def client(parts) -> Iterator[TestClient]:
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.fail(
-            "these tests drive Chromium, and there is none; install it (on Debian: apt install chromium)"
-        )
+        pytest.fail("there is no Chromium; install it (on Debian: apt install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
         yield browser
@@ -62,16 +55,11 @@ def open_page(browser):
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda message: complaints.append(message.text) if message.type == "error" else None,
-        )
+        page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
         page.goto(address)
         return page
 
     yield open_
     for context in contexts:
         context.close()
-    assert [
-        complaint for complaint in complaints if not complaint.startswith("Failed to load resource")
-    ] == []
+    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []

@@ -92,11 +92,8 @@ def test_kinds_do_not_mix_and_the_oldest_goes_first(make, doubler) -> None:
     first, second = batcher.submit("text", ["a"]), batcher.submit("double", [3])
     third = batcher.submit("text", ["b"])
     doubler.go.set()
-    assert (first.result(PATIENCE_S), second.result(PATIENCE_S), third.result(PATIENCE_S)) == (
-        ["a"],
-        [6],
-        ["b"],
-    )
+    found = [each.result(PATIENCE_S) for each in (first, second, third)]
+    assert found == [["a"], [6], ["b"]]
     assert order == [["a", "b"]]
 
 

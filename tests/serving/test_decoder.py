@@ -18,9 +18,8 @@ from vlmo.serving.decoder import ClosedError, Decoders
 
 MANY_PIXELS = 20_000_000
 SMALL = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)))
-LARGE = encoded(
-    Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99))
-)  # few bytes and many pixels
+# Few bytes and many pixels.
+LARGE = encoded(Image.new("RGBA", (5000, MANY_PIXELS // 5000), (255, 0, 0, 99)))
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
 
 
@@ -102,9 +101,8 @@ def test_process_that_crashes_costs_its_image_alone(decoders) -> None:
 def test_signals_for_the_whole_service_leave_the_processes_to_the_server(decoders) -> None:
     decoders.decode(SMALL)
     (process,) = decoders._processes
-    assert (
-        os.getpgid(process.pid) == process.pid
-    )  # so an interrupt from a terminal does not reach it
+    # So an interrupt from a terminal does not reach it.
+    assert os.getpgid(process.pid) == process.pid
     process.send_signal(signal.SIGTERM)
     assert decoders.decode(SMALL).size == (53, 37)
     assert decoders._processes == [process]
@@ -119,22 +117,21 @@ def test_what_is_left_of_an_answer_is_no_answer_to_the_next(decoders, monkeypatc
     assert decoders.decode(SMALL).size == (53, 37)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["lossy", "lossless", "16 bits", "progressive", "gif", "tiff", "rotated", "heic", "avif"],
-)
+KINDS = ["lossy", "lossless", "16 bits", "progressive", "gif", "tiff", "rotated", "heic", "avif"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_largest_images_fit_the_limits(kind) -> None:
     """In the forms that take most memory; a quarter of the pixels is noise. Large files get no more for each pixel."""
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 4), np.uint8)
     image = Image.fromarray(np.kron(noise, np.ones((4, 4, 1), np.uint8)))
+    deep = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
     data = {
         "lossy": lambda: encoded(image, "WEBP", quality=80),
         "lossless": lambda: encoded(image, "WEBP", lossless=True, method=0),
-        "16 bits": lambda: encoded(
-            Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257), "PNG"
-        ),
+        "16 bits": lambda: encoded(deep, "PNG"),
         "progressive": lambda: encoded(image.convert("CMYK"), "JPEG", progressive=True),
         "gif": lambda: encoded(image.quantize(64), "GIF"),
         "tiff": lambda: encoded(image, "TIFF", compression="tiff_lzw"),

@@ -39,15 +39,11 @@ def test_map_has_images_with_places_and_thumbnails_and_named_groups(client, part
     shown = found["images"][0]
     assert {"name", "captions", "metadata", "width", "height"} <= shown.keys()
     assert "/" not in shown["name"]
-    image = Image.open(
-        io.BytesIO(base64.b64decode(shown["thumbnail"].removeprefix("data:image/jpeg;base64,")))
-    )
-    assert max(image.size) <= 72
+    data = base64.b64decode(shown["thumbnail"].removeprefix("data:image/jpeg;base64,"))
+    assert max(Image.open(io.BytesIO(data)).size) <= 72
 
 
-def test_map_is_drawn_once_until_the_index_changes_and_stays_while_that_grows(
-    parts, monkeypatch
-) -> None:
+def test_map_is_drawn_once_until_the_index_changes_and_stays_while_that_grows(parts, monkeypatch):
     go, versions, state = threading.Event(), [], {"version": (1,), "complete": True}
 
     def draw(_encoder, index, *, on_step) -> Map:
@@ -72,16 +68,12 @@ def test_map_is_drawn_once_until_the_index_changes_and_stays_while_that_grows(
         assert (drawn(client)["groups"][0]["name"], versions) == ("(2,)", [(1,), (2,)])
 
 
-def test_what_cannot_be_drawn_is_said_in_one_line_until_the_index_changes(
-    parts, tmp_path, monkeypatch
-) -> None:
+def test_what_cannot_be_drawn_is_one_line_until_the_index_changes(parts, tmp_path, monkeypatch):
     def reason(client: TestClient) -> str:
         wait_until(lambda: client.get("/v1/map").status_code != 200, within_s=20)
         response = client.get("/v1/map")
-        assert (response.status_code, response.json()["error"]["message"]) == (
-            404,
-            "there is no map",
-        )
+        assert response.status_code == 404
+        assert response.json()["error"]["message"] == "there is no map"
         return response.json()["detail"]
 
     images, out = write_folder(tmp_path / "one", table=False, numbers=range(1)), tmp_path / "index"
@@ -96,9 +88,8 @@ def test_what_cannot_be_drawn_is_said_in_one_line_until_the_index_changes(
         build(parts.encoder, tmp_path / "more", out=out)
         wait_until(lambda: len(client.get("/v1/map").json().get("images", ())) == 4, within_s=20)
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name)
-    )
+    without_sklearn = lambda name: None if name == "sklearn" else find(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without_sklearn)
     with TestClient(create_app(parts)) as client:
         assert "pip install '.[map]'" in reason(client)
     with TestClient(create_app(Parts(answerer=parts.answerer))) as client:

@@ -40,27 +40,19 @@ def make_gallery(parent: Path) -> SimpleNamespace:
     for number, (image, captions) in enumerate(zip(drawings(), CAPTIONS, strict=True)):
         name = f"{captions[0].replace(' ', '_')}.png"
         image.save(images / name)
-        moment = datetime(
-            2020, 1 + number // 2, 10 + number % 2, 12
-        ).timestamp()  # two of each month
+        # Two of each month.
+        moment = datetime(2020, 1 + number // 2, 10 + number % 2, 12).timestamp()
         os.utime(images / name, (moment, moment))
         color = COLORS[number // (len(CAPTIONS) // len(COLORS))]
-        row = {
-            "image": name,
-            "captions": captions,
-            "color": color,
-            "number": number,
-            "even": number % 2 == 0,
-        }
-        rows.append(json.dumps(row))
+        row = {"image": name, "captions": captions, "color": color}
+        rows.append(json.dumps(row | {"number": number, "even": number % 2 == 0}))
     (images / "captions.jsonl").write_text("\n".join(rows))
     build_index(model, [images], out=parent / "index")
     write = folder_writer(parent, text_processor())
     vqa, _ = write(VLMoForVisualQuestionAnswering, id2label=dict(enumerate(COLORS)))
     captioning, _ = write(VLMoForImageCaptioning)
-    return SimpleNamespace(
-        model=model, index=parent / "index", vqa=Path(vqa), captioning=Path(captioning)
-    )
+    others = {"vqa": Path(vqa), "captioning": Path(captioning)}
+    return SimpleNamespace(model=model, index=parent / "index", **others)
 
 
 def photo_folder(folder: Path, *, number: int) -> Path:
@@ -90,9 +82,8 @@ def post(client: TestClient, path: str, **body: Any) -> dict:
 def running(app: Any, **options: Any) -> Iterator[uvicorn.Server]:
     """The app on a free port of this machine, on a thread."""
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(app, **{"http": "h11", "log_config": None, "ws": "none"} | options)
-    )
+    settings = {"http": "h11", "log_config": None, "ws": "none"} | options
+    server = uvicorn.Server(uvicorn.Config(app, **settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

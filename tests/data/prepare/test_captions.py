@@ -22,31 +22,21 @@ def test_coco_trains_on_restval_too(tmp_path) -> None:
     (root / "dataset_coco.json").rename(root / "karpathy" / "dataset_coco.json")
     lines = prepare("coco", root=root, out=tmp_path / "out").lines()
     assert "warning: train has 3 rows; the whole set has 113,287" in lines
-    found = {
-        split: open_source(str(tmp_path / "out"), split=split)
-        for split in ("train", "validation", "test")
-    }
-    assert {split: rows["image_id"][:] for split, rows in found.items()} == {
-        "train": ["coco/0", "coco/1", "coco/4"],
-        "validation": ["coco/2"],
-        "test": ["coco/3"],
-    }
-    assert found["train"].features == FEATURES
-    row = found["train"][1]
-    assert row["captions"] == ["Caption 1.", "Other words 1."]
-    assert row["image"] == {
-        "bytes": None,
-        "path": str(root / "val2014" / "COCO_val2014_000000000001.jpg"),
-    }
+    ids = {"train": ["coco/0", "coco/1", "coco/4"], "validation": ["coco/2"], "test": ["coco/3"]}
+    for split, expected in ids.items():
+        assert open_source(str(tmp_path / "out"), split=split)["image_id"][:] == expected
+    train = open_source(str(tmp_path / "out"))
+    assert train.features == FEATURES
+    row = train[1]
+    assert (row["captions"], row["source"]) == (["Caption 1.", "Other words 1."], "coco")
+    file = root / "val2014" / "COCO_val2014_000000000001.jpg"
+    assert row["image"] == {"bytes": None, "path": str(file)}
     assert decode_image(row["image"]).getpixel((0, 0)) == (1, 1, 1)
-    assert row["source"] == "coco"
 
 
 def flickr(root: Path) -> Path:
-    records = [
-        flickr_record(number, split)
-        for number, split in enumerate(["train", "val", "test", "train"])
-    ]
+    splits = ["train", "val", "test", "train"]
+    records = [flickr_record(number, split) for number, split in enumerate(splits)]
     for record in records:
         write(root / "flickr30k-images" / record["filename"], jpeg(record["imgid"]))
     write(root / "dataset_flickr30k.json", json.dumps({"images": records, "dataset": "flickr30k"}))
@@ -68,15 +58,8 @@ FOLDERS = {1: "VG_100K", 2: "VG_100K_2", 2417997: "VG_100K_2", 3: "VG_100K"}
 
 
 def region(image_id: int, number: int, phrase: str) -> dict:
-    return {
-        "region_id": number,
-        "width": 2,
-        "height": 1,
-        "image_id": image_id,
-        "phrase": phrase,
-        "y": 0,
-        "x": 0,
-    }
+    place = {"x": 0, "y": 0, "width": 2, "height": 1}
+    return {"region_id": number, "image_id": image_id, "phrase": phrase} | place
 
 
 def genome(root: Path) -> Path:
@@ -84,20 +67,10 @@ def genome(root: Path) -> Path:
     for shade, (image_id, folder) in enumerate(FOLDERS.items()):
         write(root / folder / f"{image_id}.jpg", jpeg(shade))
         url = f"https://cs.stanford.edu/people/rak248/{folder}/{image_id}.jpg"
-        data.append(
-            {
-                "image_id": image_id,
-                "url": url,
-                "width": 6,
-                "height": 4,
-                "coco_id": COCO_IDS[image_id],
-            }
-        )
-        phrases = [
-            region(image_id, 10 * shade, f"thing {shade}"),
-            region(image_id, 10 * shade + 1, "the sky"),
-        ]
-        regions.append({"regions": phrases, "id": image_id})
+        data.append({"image_id": image_id, "url": url, "coco_id": COCO_IDS[image_id]})
+        phrases = (f"thing {shade}", "the sky")
+        parts = [region(image_id, 10 * shade + n, phrase) for n, phrase in enumerate(phrases)]
+        regions.append({"regions": parts, "id": image_id})
     write(root / "image_data.json", json.dumps(data))
     write(root / "region_descriptions.json", json.dumps(regions))
     return root
@@ -105,14 +78,10 @@ def genome(root: Path) -> Path:
 
 def move_elsewhere(root: Path) -> None:
     """Move everything to the other usual places; some people put all images into one folder."""
-    places = {
-        "annotations": ("image_data.json", "region_descriptions.json"),
-        "images": ("VG_100K", "VG_100K_2"),
-    }
-    for folder, names in places.items():
-        (root / folder).mkdir()
-        for name in names:
-            (root / name).rename(root / folder / name)
+    for file in [*root.iterdir()]:
+        folder = root / ("annotations" if file.suffix else "images")
+        folder.mkdir(exist_ok=True)
+        file.rename(folder / file.name)
     (root / "images" / "VG_100K_2" / "2.jpg").rename(root / "images" / "VG_100K" / "2.jpg")
 
 

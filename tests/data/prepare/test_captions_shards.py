@@ -18,19 +18,9 @@ URL = "https://example.org/a.jpg"
 def members(key: str, shade: int, *, caption: str | None = None) -> dict[str, bytes]:
     """What img2dataset writes for one pair (output_format="webdataset")."""
     caption = f"Caption {shade}." if caption is None else caption
-    facts = {
-        "url": URL,
-        "caption": caption,
-        "key": key,
-        "status": "success",
-        "error_message": None,
-        "width": 6,
-    }
-    return {
-        f"{key}.jpg": jpeg(shade),
-        f"{key}.txt": caption.encode(),
-        f"{key}.json": json.dumps(facts, indent=4).encode(),
-    }
+    facts = {"url": URL, "caption": caption, "key": key, "status": "success", "error_message": None}
+    members = {"jpg": jpeg(shade), "txt": caption.encode(), "json": json.dumps(facts).encode()}
+    return {f"{key}.{kind}": data for kind, data in members.items()}
 
 
 def write_tar(file: Path, content: dict[str, bytes]) -> Path:
@@ -44,13 +34,8 @@ def parquet_bytes(*rows: dict) -> bytes:
 
 def parquet_row(key: str, shade: int, **changes) -> dict:
     """What img2dataset writes for one pair (output_format="parquet"); without a picture where it could not get it."""
-    row = {
-        "key": key,
-        "jpg": jpeg(shade),
-        "txt": f"Caption {shade}.",
-        "url": URL,
-        "caption": f"Caption {shade}.",
-    }
+    caption = f"Caption {shade}."
+    row = {"key": key, "jpg": jpeg(shade), "txt": caption, "url": URL, "caption": caption}
     return row | {"status": "success", "error_message": None} | changes
 
 
@@ -61,10 +46,8 @@ def tars(tmp_path: Path) -> Path:
     write_tar(root / "00001.tar", members("000010000", 2))
     for shard in ("00000", "00001"):
         # What img2dataset leaves beside a tar.
-        write(
-            root / f"{shard}.parquet",
-            parquet_bytes({"url": URL, "caption": "x", "key": "0", "status": "success"}),
-        )
+        facts = {"url": URL, "caption": "x", "key": "0", "status": "success"}
+        write(root / f"{shard}.parquet", parquet_bytes(facts))
         write(root / f"{shard}_stats.json", json.dumps({"count": 2, "successes": 2}))
     return root
 
@@ -74,9 +57,8 @@ def test_tars_give_a_row_a_pair(tars, tmp_path, name: str) -> None:
     summary = prepare(name, root=tars, out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
     assert rows["captions"][:] == [["Caption 0."], ["Caption 1."], ["Caption 2."]]
-    assert rows["image_id"][:] == [f"{name}/00000000{number}" for number in (0, 1)] + [
-        f"{name}/000010000"
-    ]
+    ids = [f"{name}/{key}" for key in ("000000000", "000000001", "000010000")]
+    assert rows["image_id"][:] == ids
     assert [decode_image(row["image"]).getpixel((0, 0))[0] for row in rows] == [0, 1, 2]
     assert rows["source"][0] == name
     assert rows[0]["image"]["bytes"] is None  # it is not copied
@@ -107,19 +89,13 @@ def test_tar_bad_records_are_quarantined(tmp_path) -> None:
 
 
 def test_parquet_gives_a_row_a_pair_that_was_downloaded(tmp_path) -> None:
-    failed = {
-        "jpg": None,
-        "status": "failed_to_download",
-        "error_message": "HTTP Error 404: Not Found",
-    }
+    failed = {"jpg": None, "status": "failed_to_download", "error_message": "HTTP Error 404"}
     rows = [parquet_row("0", 0), parquet_row("1", 0, **failed), parquet_row("2", 1)]
     root = tmp_path / "in"
     write(root / "00000.parquet", parquet_bytes(*rows, parquet_row("3", 0, jpg=jpeg(4)[:-30])))
     write(root / "00001.parquet", parquet_bytes(parquet_row("000010000", 2)))
-    write(
-        root / "hub.parquet",
-        parquet_bytes({"image": {"bytes": jpeg(3), "path": None}, "caption": "c"}),
-    )
+    hub = {"image": {"bytes": jpeg(3), "path": None}, "caption": "c"}
+    write(root / "hub.parquet", parquet_bytes(hub))
     prepare("sbu", root=root, out=tmp_path / "out")
     rows = open_source(str(tmp_path / "out"))
     assert rows["captions"][:] == [["Caption 0."], ["Caption 1."], ["Caption 2."], ["c"]]

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from tests.data.prepare.test_reasoning import Pairs, Questions
 from tests.data.prepare.toy_task_files import coco_record, jpeg, write
 
 from vlmo.data.prepare import PREPARERS, labels_of, prepare
-from vlmo.data.prepare.preparer import find, read_records
+from vlmo.data.prepare.preparer import read_records
 
 PUBLISHED = {
     "coco": coco,
@@ -26,52 +25,32 @@ VQA_QUESTIONS, VQA_ANNOTATIONS = (
     for name in ("OpenEnded_mscoco_train2014_questions", "mscoco_train2014_annotations")
 )
 ONE_ANSWER = {"annotations": Questions().annotations["train2014"][:1]}
+IN_COCO = "is missing; --root must be a folder with train2014/, val2014/"
+NO_TEXT = [{"id": 1, "regions": [{"phrase": None}]}]
 WRONG = {
     "coco": [
+        ("dataset_coco.json", None, f"coco.json {IN_COCO}"),
+        ("train2014", None, f"train2014 {IN_COCO}"),
+        ("val2014", None, f"val2014 {IN_COCO}"),
         (
             "dataset_coco.json",
-            None,
-            r"coco\.json is missing; --root must be a folder with train2014/, val2014/",
+            {"images": [{"filename": "a"}]},
+            r"images\[0\]: Key.*'cocoid'",
         ),
-        (
-            "train2014",
-            None,
-            "train2014 is missing; --root must be a folder with train2014/, val2014/",
-        ),
-        ("val2014", None, "val2014 is missing; --root must be a folder with train2014/, val2014/"),
-        (
-            "dataset_coco.json",
-            {"images": [{"filename": "a.jpg"}]},
-            r"images\[0\]: KeyError\('cocoid'\); is it the file",
-        ),
-        (
-            "dataset_coco.json",
-            {"images": [coco_record(0, "train"), coco_record(1, "dev")]},
-            r"images\[1\]: Key.*'dev'",
-        ),
+        ("dataset_coco.json", {"images": [coco_record(1, "dev")]}, r"images\[0\]: Key.*'dev'"),
     ],
-    "flickr30k": [
-        (
-            "flickr30k-images",
-            None,
-            "flickr30k-images or flickr30k_images is missing; --root must be",
-        )
-    ],
+    "flickr30k": [("flickr30k-images", None, "flickr30k-images or flickr30k_images is missing")],
     "visual_genome": [
         (
             "region_descriptions.json",
             [{"id": 1}],
-            r"region_descriptions.json: \[0\]: KeyError\('regions'\)",
+            r"ions.json: \[0\]: Key.*'regions'",
         ),
-        (
-            "region_descriptions.json",
-            [{"id": 1, "regions": [{"phrase": None}]}],
-            "TypeError.*None is no text",
-        ),
+        ("region_descriptions.json", NO_TEXT, "TypeError.*None is no text"),
         (
             "image_data.json",
             [{"image_id": 1}, {"id": 2}],
-            r"image_data.json: \[1\]: KeyError\('image_id'\)",
+            r"data.json: \[1\]: Key.*'image_id'",
         ),
         ("image_data.json", None, "or annotations/image_data.json is missing; --root must be"),
         ("region_descriptions.json", None, "or annotations/region_descriptions.json is missing"),
@@ -79,43 +58,27 @@ WRONG = {
         ("VG_100K_2", None, "or images/VG_100K_2 is missing"),
     ],
     "imagenet": [
-        (
-            "val/n99999999/a.JPEG",
-            jpeg(0),
-            "val: class 'n99999999' is none of the 3 classes of train",
-        ),
+        ("val/n99999999/a.JPEG", jpeg(0), "val: class 'n99999999' is none of the 3 classes of"),
         ("train", None, "train is missing; --root must be a folder with train/ and val/"),
         (
             "words.txt",
             b"n01440764 tench\nn02012849\n",
-            r"words\.txt: expected the names .* found 'n02012849'",
+            r"words\.txt: .* found 'n02012849'",
         ),
     ],
     "ade20k": [
-        (
-            "annotations/validation",
-            None,
-            "annotations/validation is missing; --root must be a folder with images/",
-        ),
-        (
-            "objectInfo150.txt",
-            object_info(149).encode(),
-            "objectInfo150.txt: 149 classes with 149 names; expected",
-        ),
+        ("annotations/validation", None, "annotations/validation is missing; --root must be"),
+        ("objectInfo150.txt", object_info(149).encode(), "objectInfo150.txt: 149 classes with 149"),
     ],
     "vqav2": [
         ("v2_mscoco_val2014_annotations.json", None, "val2014_annotations.json is missing"),
         (VQA_QUESTIONS, None, "train2014_questions.json is missing"),
         ("test2015", None, "test2015 is missing"),
-        (
-            VQA_ANNOTATIONS,
-            {"annotations": [{"question_id": 1}]},
-            r"annotations.json: annotations\[0\]: .*'image_id'",
-        ),
+        (VQA_ANNOTATIONS, {"annotations": [{"question_id": 1}]}, r"annotations\[0\]: .*'image_id'"),
         (
             VQA_QUESTIONS,
             {"questions": [{"question_id": 1}]},
-            r"questions.json: questions\[0\]: KeyError\('image_id'",
+            r"questions\[0\]: Key.*'image_id'",
         ),
         (VQA_ANNOTATIONS, ONE_ANSWER, "no answer is given to 9 questions"),
     ],
@@ -123,29 +86,21 @@ WRONG = {
         ("dev.json", b"\xff\xfe", "dev.json:1: expected sentence"),
         ("dev.json", {"identifier": "dev-1-1-1", "sentence": 5}, "dev.json:1: .*5 is no text"),
         ("dev.json", b"not JSON", "dev.json:1: expected sentence, label, identifier"),
+        ("dev.json", {"identifier": "dev-1-0-0"}, r"dev.json:1: .*KeyError\('sentence'\)"),
         (
             "dev.json",
-            {"identifier": "dev-1-0-0", "label": "True"},
-            r"dev.json:1: .*KeyError\('sentence'\)",
-        ),
-        (
-            "dev.json",
-            {"identifier": "dev-1-0", "sentence": "Short."},
-            "dev.json:1: .*such as dev-850-0-1",
+            {"identifier": "dev-1-0", "sentence": "a"},
+            "dev.json:1: .*as dev-850-0-1",
         ),
         ("dev.json", ["dev-1-0-0"], "dev.json:1: expected sentence"),
     ],
     "sbu": [
         (
-            "list.parquet",
+            "a.parquet",
             parquet_bytes({"url": URL, "caption": "x"}),
-            "no .parquet file with images in it.*img2data",
+            "no .parquet .*images.*img2data",
         ),
-        (
-            "list.parquet",
-            parquet_bytes({"jpg": b"x", "url": URL}),
-            "none of the columns .* TEXT, so there are no cap",
-        ),
+        ("a.parquet", parquet_bytes({"jpg": b"x", "url": URL}), "none of the columns .* no cap"),
         ("0.parquet", b"PAR1 cut off", "not a whole parquet file"),
     ],
     "text": [
@@ -181,33 +136,15 @@ def test_every_preparer_says_what_a_missing_root_should_be(name: str, tmp_path: 
     assert [entry.name for entry in tmp_path.iterdir()] == ["empty"]
 
 
-def test_find_takes_the_first_that_exists(tmp_path: Path) -> None:
-    write(tmp_path / "b" / "c.json", "")
-    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "b" / "c.json"
-    write(tmp_path / "c.json", "")
-    assert find(tmp_path, "c.json", "b/c.json", layout="c.json") == tmp_path / "c.json"
-    os.mkfifo(tmp_path / "d.json")
-    with pytest.raises(
-        ValueError, match=r"d\.json or e\.json is missing; --root must be a folder with d\.json"
-    ):
-        find(tmp_path, "d.json", "e.json", layout="d.json")
-
-
 def test_unknown_name_gets_the_nearest(tmp_path) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"no data set 'flickr30' .*Did you mean 'flickr30k'\? All: coco, flickr30k",
-    ):
+    with pytest.raises(ValueError, match=r"no data set 'flickr30' .*Did you mean 'flickr30k'\?"):
         prepare("flickr30", root=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"no data set 'xyzzy' can be prepared\. All: coco"):
         prepare("xyzzy", root=tmp_path, out=tmp_path / "out")
 
 
 def test_labels_of_other_folders_is_an_error(tmp_path) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"no prepared\.json; expected a folder that `vlmo data prepare` has written",
-    ):
+    with pytest.raises(ValueError, match=r"no prepared\.json; .* `vlmo data prepare` has written"):
         labels_of(tmp_path)
     write(tmp_path / "prepared.json", '{"labels": null}')
     with pytest.raises(ValueError, match="no answers or classes"):
@@ -223,13 +160,7 @@ def test_records_are_those_of_json(tmp_path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8-sig")
     assert read_records(file, lambda record: record) == RECORDS
-    whole = {
-        "info": {"images": [0]},
-        "number": 17,
-        "others": [[1], 2],
-        "images": RECORDS,
-        "after": [3],
-    }
+    whole = {"info": {"images": [0]}, "others": [[1], 2], "images": RECORDS, "after": [3]}
     file.write_text(json.dumps(whole, indent=2))
     assert read_records(file, lambda record: record, key="images") == RECORDS
     assert read_records(file, lambda pair: pair[0]) == list(whole)
@@ -249,16 +180,14 @@ def test_records_are_those_of_json(tmp_path) -> None:
         (b"[" * 100_000, None, "recursion depth"),
         (b'{"info": ' + b'{"a":' * 100_000, "images", "recursion depth"),
         (
-            b'{"images": [{"id": 1}, {"name": 2}]}',
+            b'{"images": [{"id": 1}, {"a": 2}]}',
             "images",
-            r"images\[1\]: KeyError\('id'\); is it the file of anoth",
+            r"images\[1\]: KeyError\('id'\); is it",
         ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text: bytes, key: str | None, message: str) -> None:
     file = write(tmp_path / "a.json", text)
     with pytest.raises(ValueError, match=message) as caught:
-        read_records(
-            file, lambda record: record["id"] if isinstance(record, dict) else record, key=key
-        )
+        read_records(file, lambda each: each["id"] if isinstance(each, dict) else each, key=key)
     assert str(file) in str(caught.value)

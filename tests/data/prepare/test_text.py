@@ -12,10 +12,8 @@ def prepared(root: Path, out: Path) -> dict[str, str]:
     found = {}
     for split in prepare("text", root=root, out=out).splits:
         rows = open_source(str(out), split=split)
-        found |= {
-            name: captions[0]
-            for name, captions in zip(rows["image_id"], rows["captions"], strict=True)
-        }
+        texts = [captions[0] for captions in rows["captions"]]
+        found |= zip(rows["image_id"], texts, strict=True)
     return found
 
 
@@ -24,19 +22,10 @@ def test_text_files_give_a_row_a_line_and_more_of_a_long_one(tmp_path) -> None:
     write(tmp_path / "in" / "b.txt", (" ".join(pieces) + "\nshort\ndéjà\n").encode("latin-1"))
     write(tmp_path / "in" / "a" / "c.TXT", b"\xef\xbb\xbfFirst line.\r\n\r\n  Second line. \n")
     write(tmp_path / "in" / "notes.md", "No text file.")
-    assert prepared(tmp_path / "in", tmp_path / "out") == {
-        "a/c.TXT:1": "First line.",
-        "a/c.TXT:3": "Second line.",
-        **(
-            of_b := dict(
-                zip(
-                    ("b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:2"),
-                    (*pieces, "short"),
-                    strict=True,
-                )
-            )
-        ),
-    }
+    names = ("b.txt:1", "b.txt:1:1", "b.txt:1:2", "b.txt:2")
+    of_b = dict(zip(names, (*pieces, "short"), strict=True))
+    of_c = {"a/c.TXT:1": "First line.", "a/c.TXT:3": "Second line."}
+    assert prepared(tmp_path / "in", tmp_path / "out") == of_c | of_b
     assert "b.txt:3: not UTF-8" in quarantined(tmp_path / "out")["b.txt:3"]
     assert prepared(tmp_path / "in" / "b.txt", tmp_path / "one") == of_b
     rows = open_source(str(tmp_path / "out"))
@@ -46,9 +35,8 @@ def test_text_files_give_a_row_a_line_and_more_of_a_long_one(tmp_path) -> None:
 
 
 def test_text_in_pieces_is_the_text_as_a_whole(tmp_path, monkeypatch) -> None:
-    lines = [
-        f"Sentence {number} {'é' * (number % 7)}." if number % 5 else "" for number in range(60)
-    ]
+    lines = [f"Sentence {number} {'é' * (number % 7)}." for number in range(60)]
+    lines[::5] = [""] * 12
     write(tmp_path / "in" / "a.txt", "\n".join(lines))
     whole = prepared(tmp_path / "in", tmp_path / "whole")
     assert whole == {f"a.txt:{number}": line for number, line in enumerate(lines, start=1) if line}

@@ -1,6 +1,5 @@
 import itertools
 import json
-from collections import Counter
 
 import pytest
 from tests.toy_shards import write_tars
@@ -23,33 +22,27 @@ def stream(source, lane=0, *, lanes=LANES, block=4, seed=1, cursor=START):
 
 
 def epoch_of(records, epoch):
-    records = itertools.dropwhile(lambda found: found[0] < epoch, records)
-    return [
-        record for _, record, _ in itertools.takewhile(lambda found: found[0] == epoch, records)
-    ]
+    visits = itertools.takewhile(lambda visit: visit[0] <= epoch, records)
+    return [record for visited, record, _ in visits if visited == epoch]
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 7, 10])
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 def test_lanes_of_an_epoch_share_out_its_records_each_once(source, lanes, epoch):
     own = [epoch_of(stream(source, lane, lanes=lanes), epoch) for lane in range(lanes)]
-    found = Counter(record.key for records in own for record in records)
-    assert found == Counter(
-        f"{shard}-{number}" for shard, count in enumerate(COUNTS) for number in range(count)
-    )
+    found = [record.key for records in own for record in records]
+    keys = [f"{shard}-{n}" for shard, count in enumerate(COUNTS) for n in range(count)]
+    assert sorted(found) == sorted(keys)
     if lanes in {3, 7}:  # whole shards
-        assert all(
-            sum(record.key.startswith("5-") for record in records) in {0, 12} for records in own
-        )
+        for records in own:
+            assert sum(record.key.startswith("5-") for record in records) in {0, 12}
 
 
 def test_epochs_deal_shards_anew_and_evenly(source):
-    lanes = range(LANES)
-    pieces = [
-        [source.of_lane(lane, lanes=LANES, epoch=epoch, seed=1) for lane in lanes]
-        for epoch in lanes
+    dealt = [
+        [source.of_lane(lane, lanes=LANES, epoch=epoch, seed=1) for lane in range(LANES)]
+        for epoch in range(3)
     ]
-    dealt = [[[shard for shard, _, _ in own] for own in of_epoch] for of_epoch in pieces]
     assert dealt[0] != dealt[1]
     assert [sum(len(epoch[lane]) for epoch in dealt) for lane in range(LANES)] == [7, 7, 7]
 
@@ -60,26 +53,18 @@ def test_order_is_shuffled_within_blocks_and_by_the_seed(source):
     assert orders[0] == orders[1] != orders[2]
     stored = [record.key for record in epoch_of(stream(source, lanes=1, block=1), 0)]
     assert orders[0] != stored
-    assert [sorted(orders[0][start : start + 10]) for start in (0, 10)] == [
-        sorted(stored[start : start + 10]) for start in (0, 10)
-    ]
+    for block in (slice(0, 10), slice(10, 20)):
+        assert sorted(orders[0][block]) == sorted(stored[block])
 
 
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_a_stream_goes_on_from_the_cursor_of_any_record(source, block):
     count, saved = 40, START  # more than an epoch of this lane
-    whole, running = (
-        list(itertools.islice(stream(source, block=block), count + 5)),
-        stream(source, block=block),
-    )
+    whole = list(itertools.islice(stream(source, block=block), count + 5))
     for number in range(count):
-        assert (
-            list(itertools.islice(stream(source, block=block, cursor=saved), 5))
-            == whole[number : number + 5]
-        )
-        found = next(running)
-        assert found == whole[number]
-        saved = tuple(part and tuple(part) for part in json.loads(json.dumps(found[2])))
+        rest = stream(source, block=block, cursor=saved)
+        assert list(itertools.islice(rest, 5)) == whole[number : number + 5]
+        saved = tuple(part and tuple(part) for part in json.loads(json.dumps(whole[number][2])))
 
 
 def test_samples_that_vanish_after_the_cursor_was_saved_change_no_other(tmp_path):
@@ -135,15 +120,11 @@ def test_a_lane_without_any_good_sample_ends_with_a_reason(source, tmp_path, mon
         raise ValueError("no good")
 
     monkeypatch.setattr(loader, "_MAX_BAD_RECORDS", 100)
-    with pytest.raises(
-        ValueError, match=r"lane 0 finds nothing .*, in 100 records; the last one is in .*: no good"
-    ):
+    with pytest.raises(ValueError, match=r"lane 0 finds nothing .*, in 100 records; .*: no good"):
         lane([source], read=read).next_example([])
     for count in (2, 200):  # before an epoch has gone by, too
         bad, missing = [], Source(tuple(str(tmp_path / f"{number}.tar") for number in range(count)))
-        with pytest.raises(
-            ValueError, match=r"finds nothing that can be used, in 32 records.*No such file"
-        ):
+        with pytest.raises(ValueError, match=r"finds nothing .* in 32 records.*No such file"):
             lane([missing]).next_example(bad)
         assert len(bad) == 32
     empty = Source(tuple(map(str, write_tars(tmp_path / "empty", [0, 0]))))
