@@ -28,15 +28,9 @@ def test_threads_sleep_where_others_run_unless_the_user_chose(
     (tmp_path / "loadavg").write_text(loadavg)
     monkeypatch.setattr(waiting, "_RUNNING", tmp_path / "loadavg")
     monkeypatch.setattr(waiting.os, "cpu_count", lambda: cores)
-<<<<<<< HEAD
     monkeypatch.setattr(waiting.os, "environ", given)
     waiting.choose_waiting()
     assert given == chosen
-=======
-    environment = dict(given)
-    waiting.choose_waiting(environment)
-    assert environment == chosen
->>>>>>> tc
 
 
 def test_a_busy_loop_beside_this_process_is_seen():

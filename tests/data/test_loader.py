@@ -293,3 +293,12 @@ def test_text_examples_reject_rows_without_words(dataset, tokenizer, captions):
 def test_words_to_mask_alone_are_those_that_the_vocabulary_has_whole(tokenizer):
     only = MaskingVocabulary.of(tokenizer, only=("a", "nosuchword")).only
     assert only == (tokenizer.convert_tokens_to_ids("a"),)
+
+
+def test_loader_leaves_global_generators_alone(pairs):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for num_workers in (0, 1):
+        config = LoaderConfig(global_batch_size=4, num_workers=num_workers)
+        take(RowLoader(pairs, config=config, seed=7), start=0, count=2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])

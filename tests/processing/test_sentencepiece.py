@@ -142,3 +142,15 @@ def test_missing_package_says_what_to_install(file, monkeypatch):
     monkeypatch.setattr(convert, "import_protobuf", Mock(side_effect=ImportError("protobuf")))
     with pytest.raises(ModuleNotFoundError, match=r"protobuf.*pip install .*\[beit3\]'"):
         VLMoProcessor.from_sentencepiece(file)
+
+
+def test_processor_frames_pads_and_cuts_texts(file):
+    processor = VLMoProcessor.from_sentencepiece(file, image_size=32, max_text_length=16)
+    texts = ["A red heart", "A pale yellow sailing boat beside the sailing boat. " * 3]
+    inputs = processor(text=texts, return_tensors="pt")
+    assert inputs.keys() == {"input_ids", "attention_mask"}
+    assert inputs["input_ids"].shape == (2, 16)
+    whole = [expected_ids(file, text) for text in texts]
+    assert inputs["input_ids"][0].tolist() == whole[0] + [1] * (16 - len(whole[0]))
+    assert inputs["input_ids"][1].tolist() == [*whole[1][:15], 2]
+    assert torch.equal(inputs["attention_mask"], (inputs["input_ids"] != 1).long())

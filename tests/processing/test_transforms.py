@@ -292,3 +292,15 @@ WRONG |= {"fill": 256, "min_crop": 0.0, "horizontal_flip": 1.5, "blur": -0.1}
 def test_transform_config_rejects_values_out_of_range(name):
     with pytest.raises(ValueError, match=name):
         TransformConfig(**{name: WRONG[name]})
+
+
+@pytest.mark.parametrize("min_crop", [1.0, 0.4])
+def test_pixels_are_8_bit(min_crop):
+    transform = TrainTransform(
+        TransformConfig(image_size=32, min_crop=min_crop, random_erasing=1.0)
+    )
+    pixels, direct = (
+        each(blocks(50, 40), np.random.default_rng(5)) for each in (transform.pixels, transform)
+    )
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(normalize_pixels(pixels), direct)

@@ -318,3 +318,56 @@ def test_table_has_each_file_once_under_the_name_that_its_own_tells():
             assert model.image_size % 16 == 0
         # Every model that was fine-tuned on a set has its results, and only such a one.
         assert bool(model.data) == bool(model.reported) == bool(model.source)
+
+
+def test_another_port_of_the_mirror_is_not_the_mirror(site):
+    site.moved = {f"/{COCO}": "http://127.0.0.1:1/x.pt"}
+    with pytest.raises(ValueError, match="leads elsewhere"):
+        find_model("vlmo-base-coco")
+
+
+def test_published_results_are_those_of_the_publications():
+    columns = ("base", "base-indomain", "large", "large-indomain")
+    table = {  # BEiT-3's README
+        ("in1k", "imagenet validation top1"): (85.4, 85.4, 87.6, 87.5),
+        ("vqa", "vqav2 test_dev accuracy"): (77.65, 78.46, 81.85, 82.53),
+        ("nlvr2", "nlvr2 validation accuracy"): (83.6, 84.6, 88.5, 89.2),
+        ("nlvr2", "nlvr2 test accuracy"): (84.4, 85.3, 89.4, 90.0),
+        ("coco-captioning", "coco test cider"): (133.6, 135.0, 143.2),
+        ("nocaps", "nocaps validation cider"): (104.4, 105.6, 120.2),
+        ("coco", "coco test ir@1"): (61.4, None, 63.4),
+        ("coco", "coco test tr@1"): (79.1, None, 82.1),
+        ("f30k", "flickr30k test ir@1"): (86.2, None, 88.1),
+        ("f30k", "flickr30k test tr@1"): (96.3, None, 97.2),
+        ("vqa-768", "vqav2 test_dev accuracy"): (None, None, 82.97),
+        ("vqa-768", "vqav2 test_std accuracy"): (None, None, 83.03),
+    }
+    expected = {
+        (f"beit3-{column}-{file}", what): percent
+        for (file, what), row in table.items()
+        for column, percent in zip(columns, row, strict=False)
+        if percent is not None
+    }
+    found = {
+        (model.name, f"{model.data} {split} {metric}"): percent
+        for model in MODELS.values()
+        for split, metric, percent in model.reported
+    }
+    assert {
+        key: percent for key, percent in found.items() if key[0].startswith("beit3")
+    } == expected
+    rows = {  # BEiT's README and BEiT-2's guide, in the order of their tables
+        "beit-base": (83.7, 85.2, 86.8),
+        "beit-large": (86.0, 87.4, 88.4, 88.6),
+        "beitv2-base": (85.0, 85.5, 86.5),
+        "beitv2-large": (86.6, 87.3, 88.4),
+    }
+    for family, row in rows.items():
+        assert (
+            tuple(percent for (name, _), percent in found.items() if name.startswith(f"{family}-"))
+            == row
+        )
+    # Every model that was fine-tuned on a set has its results, and only such a one.
+    assert all(
+        bool(model.data) == bool(model.reported) == bool(model.source) for model in MODELS.values()
+    )

@@ -617,3 +617,23 @@ def test_keys_that_repeat_after_numbering_leave_one_row(encoder, tmp_path) -> No
         build_index(encoder, [tmp_path / "s.parquet"], out=tmp_path / "index")
     ids = Store(tmp_path / "index", dim=encoder.dim).table.to_arrow()["id"].to_pylist()
     assert len(ids) == len(set(ids)) == 2
+
+
+def test_new_images_start_no_threads_of_their_own_and_ask_the_table_for_no_bytes(
+    encoder, tmp_path, monkeypatch
+):
+    asked, started, select, start = [], [], Store.select, threading.Thread.start
+    monkeypatch.setattr(
+        threading.Thread, "start", lambda self: (started.append(self.name), start(self))[1]
+    )
+    monkeypatch.setattr(
+        Store,
+        "select",
+        lambda self, column, *by, **how: (asked.append(column), select(self, column, *by, **how))[
+            1
+        ],
+    )
+    images = write_folder(tmp_path / "images")
+    assert build_index(encoder, [images], out=tmp_path / "index", batch=1).encoded == NUM
+    assert asked == ["id"]
+    assert len([name for name in started if name.startswith("ThreadPoolExecutor")]) < NUM

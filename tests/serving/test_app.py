@@ -382,3 +382,31 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
     route = client.get("/openapi.json").json()["paths"]["/v1/search"]["post"]
     schema = route["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["top"]["maximum"] == 200
+
+
+def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> None:
+    body = {"text": "a red circle", "top": 3, "rerank": 12, "mode": "vectors"}
+    found = post(client, "/v1/search", **body)
+    assert (found["no_match"], found["note"]) == (False, None)
+    monkeypatch.setattr(parts.encoder, "is_unknown", lambda *_, **__: True)
+    unknown = post(client, "/v1/search", **body)
+    assert unknown["no_match"]
+    assert unknown["note"].startswith("no match: the model does not know these words")
+    assert unknown["hits"] == found["hits"]
+
+
+def test_filter_of_photographs_names_the_columns_of_an_index_without_dates(
+    client, monkeypatch
+) -> None:
+    monkeypatch.setattr(Index, "columns", {"year": "number"})
+    answer = client.post("/v1/search", json={"text": "a red circle", "from": "2020"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("there are captions, height, id, width, year")
+
+
+@pytest.mark.parametrize("kind", ["heic", "avif"])
+def test_photographs_of_phones_are_taken(client, kind) -> None:
+    image = drawings()[14].convert("RGB")
+    data = heic(image, quality=95) if kind == "heic" else encoded(image, "AVIF", quality=95)
+    hits = post(client, "/v1/search", image=in_base64(data), top=1)["hits"]
+    assert hits[0]["captions"][0] == CAPTIONS[14][0]

@@ -125,3 +125,11 @@ def test_groups_are_albums_and_months_with_their_newest_image(client, index) -> 
     paths = {hit.id: hit.path for hit, _ in index.sample(25)}
     assert paths[groups["albums"][0]["id"]].endswith("photo 022.png")
     assert paths[groups["months"][2]["id"]].endswith("photo 009.png")
+
+
+def test_images_like_one_by_date_have_no_pages(client) -> None:
+    response = client.post("/v1/similar", json={"id": "abc", "sort": "date", "offset": 8})
+    assert (response.status_code, "leave out offset" in response.json()["error"]["message"]) == (
+        422,
+        True,
+    )

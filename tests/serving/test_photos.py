@@ -321,3 +321,24 @@ def test_wrong_use_is_one_line(gallery, folder, tmp_path, capsys) -> None:
         ([folder, "--model", "vlmo-smal"], "did you mean 'vlmo-small'?"),
     ):
         assert reason in refused(["photos", *words, "--port", "0", "--no-open"], capsys)
+
+
+def test_folder_nested_a_thousand_deep_beside_others_stops_no_update(
+    encoder, tmp_path, caplog
+) -> None:
+    folder, index = (
+        write_folder(tmp_path / "images", table=False, numbers=range(1)),
+        tmp_path / "index",
+    )
+    with updates(encoder, folder, index) as thread:
+        opened = thread.open_index()
+        wait_until(lambda: opened.complete, within_s=PATIENCE_S)
+        with nested_folders(folder / "sub"):
+            drawings()[20].save(folder / "new.png")
+            wait_until(
+                lambda: opened.num_images == 2 and opened.num_skipped == 1, within_s=PATIENCE_S
+            )
+            drawings()[21].save(folder / "newer.png")
+            wait_until(lambda: opened.num_images == 3, within_s=PATIENCE_S)
+        wait_until(lambda: opened.num_skipped == 0, within_s=PATIENCE_S)
+    assert caplog.messages == []

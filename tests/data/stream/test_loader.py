@@ -246,3 +246,22 @@ def test_images_are_read_from_their_paths_beside_a_shard(examples, tmp_path):
     for without in (replace(sample, shard="memory://0.parquet"), replace(sample, path=None)):
         with pytest.raises(ValueError, match="it has no image"):
             examples(without, 0)
+
+
+def test_images_alone_and_texts_alone(source, examples, tmp_path):
+    contents = examples.contents
+    images = StreamExamples(Contents(5, contents.transform, BlockMaskConfig.for_grid(4, width=4)))
+    ((batch,),) = take(make(source, images, tmp_path), 1)
+    assert batch.keys() == {
+        "pixel_values",
+        "bool_masked_pos",
+        "image_ids",
+        "sample_ids",
+        "step_seed",
+        "step",
+    }
+    texts = StreamExamples(Contents(5, tokenizer=contents.tokenizer, words=WordMaskConfig(0.5)))
+    ((batch,),) = take(make(source, texts, tmp_path), 1)
+    names = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
+    assert batch.keys() == {*names, "sample_ids", "step_seed", "step"}
+    assert "picture of thing" in contents.tokenizer.decode(batch["input_ids"][0])
