@@ -91,10 +91,11 @@ def test_sizes_change_after_a_processor_came_back_from_its_folder(processor, tmp
     processor.save_pretrained(tmp_path)
     loaded = VLMoProcessor.from_pretrained(tmp_path)
     resized = loaded.with_sizes(image_size=32, max_text_length=length)
-    assert len(resized(text=[text])["input_ids"][0]) == length
-    resized.save_pretrained(tmp_path / "again")
-    again = VLMoProcessor.from_pretrained(tmp_path / "again")
-    assert len(again(text=[text])["input_ids"][0]) == length
+    for folder in ("before its first use", "after it"):
+        resized.save_pretrained(tmp_path / folder)
+        again = VLMoProcessor.from_pretrained(tmp_path / folder)
+        assert len(again(text=[text])["input_ids"][0]) == length
+        assert len(resized(text=[text])["input_ids"][0]) == length
 
 
 def test_processor_round_trips_through_a_folder(tmp_path):

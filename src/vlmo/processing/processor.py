@@ -139,8 +139,9 @@ class VLMoProcessor(ProcessorMixin):
         """The same tokenizer with another image size and text length."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = max_text_length
-        # What a saved tokenizer was last asked for; it would win over the new length.
+        # What a saved tokenizer was last asked for would win over the new length, also when it is saved again.
         tokenizer.init_kwargs.pop("max_length", None)
+        tokenizer.backend_tokenizer.no_truncation()
         return type(self)(image_processor_for(image_size), tokenizer)
 
     @property
