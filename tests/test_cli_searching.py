@@ -115,8 +115,8 @@ def test_search_with_parts(made, capsys):
 
 def test_search_by_an_image(made, capsys, tmp_path):
     file = made[0] / NAMES[7]
-    line = f"search {made[1]} {file} --json --top 2 --sheet {tmp_path / 'sheet.png'}"
-    found = searched(line.split(), capsys)
+    options = ["--json", "--top", "2", "--sheet", str(tmp_path / "sheet.png")]
+    found = searched(["search", str(made[1]), str(file), *options], capsys)
     assert found["hits"][0]["path"] == str(file)
     assert found["num_reranked"] == 0
     with Image.open(tmp_path / "sheet.png") as sheet:

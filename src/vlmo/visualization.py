@@ -33,11 +33,11 @@ _LINE = 18
 _LETTERS = 27
 
 
-def data_uri(image: Image.Image) -> str:
-    """Return the image as a `data:` address, at most 144 pixels wide and high, transparency on white."""
+def data_uri(image: Image.Image, *, size: int = _SHOWN) -> str:
+    """Return the image as a `data:` address, at most `size` pixels wide and high, transparency on white."""
     image = to_rgb(image).copy()
     buffer = io.BytesIO()
-    image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
     image.save(buffer, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 

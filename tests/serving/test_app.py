@@ -11,8 +11,9 @@ from PIL import Image
 from tests.integrations.toy_gallery import CAPTIONS, NUM_IMAGES, drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import in_base64, post
+from tests.toy_heic import heic
 from vlmo import VLMoForImageCaptioning, VLMoForVisualQuestionAnswering, VLMoProcessor
-from vlmo.retrieval import Searcher
+from vlmo.retrieval import Index, Searcher
 from vlmo.retrieval.store import Store
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts, load_parts

@@ -15,7 +15,7 @@ import watchfiles
 
 from tests.integrations.toy_gallery import drawings
 from tests.killing import wait_until
-from tests.retrieval.toy_index import NAMES, NUM, rows, write_folder
+from tests.retrieval.toy_index import NAMES, NUM, nested_folders, rows, write_folder
 from tests.serving.toy_service import ServerProcess
 from tests.test_cli_tasks import refused
 from vlmo.cli import main

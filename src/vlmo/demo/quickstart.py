@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
@@ -61,15 +61,21 @@ _KINDS = {
 }
 
 
-# Seconds of each run, about, on two CPU cores.
+class Step(NamedTuple):
+    """Losses of a run, and about how many seconds it takes on two CPU cores."""
+
+    losses: tuple[str, ...]
+    seconds: float
+
+
 STEPS = {
-    TOKENIZER: 15.0,
-    "shapes-stage1": 13.0,
-    "shapes-stage2": 6.0,
-    CONTRAST: 121.0,
-    STAGE3: 182.0,
-    QUESTIONS: 21.0,
-    STATEMENTS: 30.0,
+    TOKENIZER: Step(("reconstruction", "commitment"), 15),
+    "shapes-stage1": Step(("mim",), 13),
+    "shapes-stage2": Step(("mlm",), 6),
+    CONTRAST: Step(("itc",), 121),
+    STAGE3: Step(("itc", "mlm", "itm"), 182),
+    QUESTIONS: Step(("vqa",), 21),
+    STATEMENTS: Step(("nlvr2",), 30),
 }
 # Seconds of all that follows the last stage.
 EVALUATION_SECONDS = 23.0
@@ -137,7 +143,7 @@ def _train(run: Path, *, scale: float, seed: int, console: Console) -> float:
     seconds = 0.0
     # Seconds that the stages so far were to take.
     expected = 0.0
-    remaining = scale * sum(STEPS.values()) + EVALUATION_SECONDS
+    remaining = scale * sum(step.seconds for step in STEPS.values()) + EVALUATION_SECONDS
     recipes = quickstart_recipes(run, scale=scale, seed=seed)
     for number, (name, recipe) in enumerate(recipes.items(), start=1):
         # By the speed so far: machines differ several times.
@@ -159,8 +165,8 @@ def _train(run: Path, *, scale: float, seed: int, console: Console) -> float:
             console.print("stopped; the same command goes on")
             sys.exit(0)
         seconds += result.seconds
-        expected += scale * STEPS[name]
-        remaining -= scale * STEPS[name]
+        expected += scale * STEPS[name].seconds
+        remaining -= scale * STEPS[name].seconds
     return seconds
 
 

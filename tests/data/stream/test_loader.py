@@ -16,7 +16,7 @@ from tests.toy_shards import picture, tar_bytes, write_parquet, write_tars
 from vlmo.data.config import StreamConfig
 from vlmo.data.examples import Contents, StreamExamples
 from vlmo.data.loader import LoaderConfig
-from vlmo.data.masking import WordMaskConfig
+from vlmo.data.masking import BlockMaskConfig, WordMaskConfig
 from vlmo.data.rows import read_lines
 from vlmo.data.stream import loader
 from vlmo.data.stream.loader import Source, StreamLoader, open_sources
