@@ -37,6 +37,7 @@ _MAX_ENTRIES = 20_000
 _MAX_FRAMES = 1_000_000
 # An image is cropped, rotated and mirrored once at most (MIAF).
 _MAX_TURNS = 3
+# Boxes of HEIF (ISO 23008-12): crop, rotation and mirroring, each of which copies the image.
 _TURNS = {b"clap", b"irot", b"imir"}
 # Overlays and tiled images have their size in data that nothing else repeats.
 _CANVASES = {b"iovl", b"tili"}
@@ -44,12 +45,15 @@ _ALPHA = re.compile(
     rb"urn:mpeg:(mpegB:cicp:systems:auxiliary:alpha|(hevc|avc):2015:auxid:1)(\0|\Z)"
 )
 
+# JPEG (ITU T.81, annex B): a marker is 0xFF and a code; between scans 0xFF 0x00 and restarts are data.
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # Markers without a length; those below 0xC0 mean nothing, and decoders skip two bytes.
 _ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}
+# Start of a scan, end of the image.
 _SCAN = 0xDA
 _END = 0xD9
+# Chunks of pixels (PNG, 11.2.3), and of the further frames of an animation.
 _BULK = {b"IDAT", b"fdAT"}
 
 # All that Pillow takes for a TIFF file.
@@ -57,12 +61,14 @@ _TIFF = {b"II*\0", b"II\0*", b"MM\0*", b"MM*\0", b"II+\0", b"MM\0+"}
 # Bytes of an offset, and the codes of an offset, of the number of tags and of a tag.
 _SMALL_TIFF = (4, "I", "H", "HHI4x")
 _BIG_TIFF = (8, "Q", "Q", "HHQ8x")
+# Tags of TIFF 6.0: size of a tile, places of strips and tiles, compression.
 _WIDTH = 322
 _LENGTH = 323
 _STRIPS = {273, 324}
 _COMPRESSION = 259
 # Old and new; a strip may be a JPEG of as many scans as it likes.
 _JPEG = {6, 7}
+# Types of one number that a directory holds itself: SHORT and LONG.
 _NUMBERS = {3: "H", 4: "I"}
 # Bytes of a value by its type.
 _BYTES = dict(enumerate((1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)))
@@ -70,6 +76,7 @@ _BYTES = dict(enumerate((1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8
 
 def check_parts(data: bytes) -> None:
     """Check the parts that decoders read one by one; ValueError for too many, or more bytes than the file holds."""
+    # By the first bytes, as decoders choose: names and media types may lie.
     if data.startswith(b"\xff\xd8"):
         _check_jpeg(data)
     elif data.startswith(b"\x89PNG"):
@@ -77,6 +84,7 @@ def check_parts(data: bytes) -> None:
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data)
     elif data.startswith(b"BM") and data[30:34] in {b"\1\0\0\0", b"\2\0\0\0"}:  # of runs
+        # A negative height means that rows run from top to bottom.
         width, height = struct.unpack_from("<ii", data, 18)
         if max(abs(width * height), len(data)) > _MAX_RUNS:
             raise ValueError(
@@ -124,6 +132,7 @@ def _check_jpeg(data: bytes) -> None:
     reach = _MAX_PARTS + 2
     while marker := pattern.search(data, offset, offset + reach):
         parts += 1
+        # Decoders look for the next marker byte by byte until the first scan.
         if not scans:
             parts += marker.start() - offset  # padding is read byte by byte
         offset = marker.end()
@@ -147,6 +156,7 @@ def _check_png(data: bytes) -> None:
     offset = 8
     parts = 0
     bulk = 0
+    # A length beyond the end of the file ends the loop too.
     while offset < len(data):
         kind = data[offset + 4 : offset + 8]
         # A chunk is its length (4 bytes), its kind (4), the data and a checksum (4).
@@ -163,10 +173,12 @@ def _check_gif(data: bytes) -> None:
     with contextlib.suppress(IndexError):  # the file ends
         offset = 13
         if data[10] & 0x80:
+            # 3 bytes for each of 2 to 256 colors.
             offset += 6 << (data[10] & 7)  # a palette
         # The signature (6 bytes) and the screen (7) stand before a palette of 3 bytes a color.
         blocks = 0
         while data[offset] not in b",;":
+            # An extension is a code, a label and blocks, each after its length; 0 ends them.
             if data[offset] == ord("!"):
                 offset += 2
                 while data[offset]:
@@ -230,9 +242,11 @@ class _Items:
     def check(self) -> None:
         """Check the numbers of entries, bytes that are copied, and pixels that are allocated and decoded."""
         # A decoder keeps a record of every frame of a sequence, though only images are read.
+        # `stsz` lists the size of every frame: version and flags, a common size, their number.
         samples = self._find(self._data, b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz")
         frames = sum(int.from_bytes(table[8:12]) for table in samples)
         _check_number(frames, _MAX_FRAMES, "frames of a sequence")
+        # Types, places in the file, properties and references of items.
         readers = {
             b"iinf": self._check_types,
             b"iloc": self._read_places,
@@ -288,7 +302,9 @@ class _Items:
 
     def _read_places(self, table: memoryview) -> None:
         stream = io.BytesIO(table)
+        # Version in one byte, flags in three; the version says how wide numbers are.
         version = _take(stream, 4) >> 24
+        # Four bits each: widths of offset, length, base and index.
         sizes = _take(stream, 2)
         width = 4 if version > 1 else 2
         head = (4 if version else 2) + (sizes >> 4 & 15)  # method, source and base
@@ -308,6 +324,7 @@ class _Items:
         for table in self._find(part, b"ipma"):
             stream = io.BytesIO(table)
             version = _take(stream, 1)
+            # A flag says whether numbers of properties take one byte or two.
             width = 2 if _take(stream, 3) & 1 else 1
             for _ in self._count(stream, 4):
                 item = _take(stream, 4 if version else 2)

@@ -94,6 +94,7 @@ def open_own(path: Path) -> Dataset | None:
     tables = tables_of(path)
     if not tables:
         return None
+    # Tables in folders named train, test and so on are the splits of one set.
     by_split = path.is_dir() and tables[0].parent != path
     root = (path if by_split else tables[0].parent).resolve()
     rows: list[Row] = []
@@ -117,6 +118,7 @@ def open_own(path: Path) -> Dataset | None:
 
 def own_labels(path: Path) -> list[str]:
     """Return the answers of a table of questions, or the classes of masks, by number; ValueError for data without."""
+    # Masks hold numbers alone: their names stand in a file beside them.
     class_list = path / CLASS_LIST
     if class_list.is_file():
         names = map(str.strip, class_list.read_text(encoding="utf-8").splitlines())
@@ -217,6 +219,7 @@ def _open_rows(
     elif "label" in columns and not column_of(columns, CAPTION_COLUMNS):
         labels = [_text(row, "label") for row in rows]
         classes = classes or sorted(set(labels))
+        # In the order of names, unless a list of classes gives theirs.
         numbers = {name: number for number, name in enumerate(classes)}
         for row, label in zip(rows, labels, strict=True):
             row["captions"] = []

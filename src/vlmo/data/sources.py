@@ -134,6 +134,7 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         raise ValueError(
             f"{path}: split {split!r}; without a split column there are 'train' and 'test'"
         )
+    # By a hash of contents, so that all forms of the same data hold out the same images.
     is_test = is_held_out(dataset, test_share=test_share)
     rows = [row for row, is_chosen in enumerate(is_test) if is_chosen == (split == "test")]
     if not rows:
@@ -166,6 +167,7 @@ def _join(
         raise ValueError(
             f"weights are {list(weights)} for {len(names)} sources; give a number above 0 for each"
         )
+    # An image that one source tests on must not come into training by another.
     held_out = _held_out_paths(names, open_one) if split == "train" else {}
     pairs: list[Pairs | None] = []  # of all rows; None where the weight leaves none
     sets: list[Dataset] = []
@@ -207,8 +209,10 @@ def _merge_rows(
     held_out: Mapping[str, str | None],
 ) -> list[int]:
     """Merge the pairs and facts of an image's rows into its first row; return these rows, without held-out images."""
+    # Paths alone, without the bytes beside them.
     paths = column(cast("Dataset", joined.flatten()), "image.path")
     first_rows: dict[str, int] = {}
+    # The first source that has an image gives its file; later ones add captions.
     for row, image_id in enumerate(column(joined, "image_id")):
         if image_id in held_out:
             _check_one_file(image_id, {held_out[image_id], paths[row]})
@@ -256,6 +260,7 @@ def _check_one_file(image_id: str, paths: set[str | None]) -> None:
 
 def _weighted_pairs(rows: Dataset, *, weight: float) -> Iterator[Pairs | None]:
     """Yield the captions of rows, with their false versions, as often as `weight` says; None if it leaves none."""
+    # 1.5 takes all captions once, and half of them twice.
     whole = int(weight)
     ids = column(rows, "image_id")
     for image_id, captions, false in zip(
@@ -273,6 +278,7 @@ def _weighted_pairs(rows: Dataset, *, weight: float) -> Iterator[Pairs | None]:
 
 
 def _read(path: Path) -> Dataset:
+    # Shards before images, images before texts: a folder of images may hold a read-me.
     files = list(listing.walk(path)) if path.is_dir() else [path]
     rows = open_shards(path, files)
     if rows is not None:

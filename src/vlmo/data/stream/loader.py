@@ -93,6 +93,7 @@ class Source:
         num_pieces = parts * len(self.shards)
         # The same for all lanes, so that together they read all pieces once.
         shards_seed = sample_seed(seed, epoch=0, index=0, purpose="shards")
+        # A new order every epoch, and the same on every machine.
         permutation = order(num_pieces, seed=shards_seed, epoch=epoch)
         # Which lanes get one piece more moves on with the epochs.
         first = (lane - epoch * (num_pieces % lanes)) % lanes
@@ -158,6 +159,7 @@ def read_stream(
         after = after or start
         if end is not None:  # the block of the cursor was read again, and the first record after it
             stored = read(end)
+        # The list is in reverse, so that a record leaves memory as soon as it is used.
         while entries:
             key, epoch, record = entries.pop()
             # What came before the cursor in this block is left out, by its key alone.
@@ -188,6 +190,7 @@ def _read_block(
         # A tar's byte is not known of a record that a cursor names as the next one.
         if end is not None and position[:3] >= end[:3]:
             break
+        # By the record, not its place in the stream: adding a shard moves no other record.
         number = sample_id(record.shard, position.index)
         order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
         # The piece and the index only tell apart records whose hashes are equal.
@@ -211,6 +214,7 @@ def _read(
             piece = (epoch, number)
             if piece < start[:2]:
                 continue
+            # Within the piece of the cursor, tars go on from a byte, other shards from a record.
             offset = Offset(*start[2:]) if piece == start[:2] else BEGIN
             for record, after in read_shard(shard, start=offset, images=images):
                 if record.index % parts == part:
@@ -256,6 +260,7 @@ class Lane:
         state = state or {"drawn": 0, "bad": 0, "streams": [START] * len(sources)}
         self._num_good = state["drawn"]
         self._num_bad = state["bad"]
+        # A copy: the saved state stays as it was.
         self._cursors = list(state["streams"])
         total = sum(source.weight for source in sources)
         shares = [source.weight / total for source in sources]
@@ -350,6 +355,7 @@ class StreamLoader:
             quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine
         )
         # Lanes of one micro-step in this process.
+        # Lanes are cut evenly, which `validate_lanes` has checked.
         count = config.lanes // (world_size * loader.accumulation)
         # As `micro_batches` cuts a global batch: a micro-step's lanes in the order of ranks.
         starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
@@ -390,6 +396,7 @@ class StreamLoader:
                 batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             bad = sum(state["bad"] for state in states.values())
             samples = bad + sum(state["drawn"] for state in states.values())
+            # Of few samples a single bad one is a large share.
             if samples >= _ENOUGH and bad > self._max_bad_share * samples:
                 raise ValueError(
                     f"streams: {bad} of {samples} samples are bad, a larger share than {self._max_bad_share}; their"
@@ -479,5 +486,6 @@ class _LaneReader(IterableDataset):
                     examples += [lane.next_example(bad) for _ in range(self.rows)]
                 states = {name: lane.state for name, lane in micro_lanes.items()}
                 yield {"batch": self.collate(examples), "lanes": states, "bad": bad}
+        # An error raised in a worker would arrive with its traceback; its text is what the user needs.
         except (ValueError, OSError) as error:
             yield str(error)

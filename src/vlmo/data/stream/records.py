@@ -118,6 +118,7 @@ def read_shard(
     Raises:
         ValueError: The process has too many open files.
     """
+    # By the name: the bytes of a remote shard cost a request.
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     # Clients of object stores have errors of their own.
@@ -137,6 +138,7 @@ def read_shard(
                 raise ValueError(
                     f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes"
                 ) from error
+            # A missing shard or a refused key stays so; what the network loses comes back.
             pause = None if isinstance(error, _FINAL_ERRORS) else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
@@ -163,6 +165,7 @@ def _sample(
     if len(texts) > MAX_CAPTIONS or facts > _MAX_FACTS:
         most = f"at most {MAX_CAPTIONS:,} and {_MAX_FACTS:,} are read"
         raise ValueError(f"{len(texts):,} captions and {facts:,} further facts; {most}")
+    # A cell of `datasets` holds bytes and path; other writers put one of them in the column itself.
     cell = image if isinstance(image, dict) else {"bytes": image, "path": image}
     data = cell.get("bytes") if isinstance(cell.get("bytes"), bytes) else None
     path = cell.get("path") if data is None and isinstance(cell.get("path"), str) else None
@@ -239,6 +242,7 @@ def _members(
     end = first
     options = {"tarinfo": _Header, "bufsize": _BUFFER, "errors": "backslashreplace"}
     try:
+        # As a stream: remote shards are read from front to back.
         with cast(Any, tarfile).open(fileobj=file, mode="r|", **options) as tar:
             while (header := tar.next()) is not None:
                 end = first + tar.offset
@@ -248,6 +252,7 @@ def _members(
                 folder, slash, name = header.name.rpartition("/")
                 if not header.isfile() or name.startswith("."):  # hidden, such as ._0.jpg of macOS
                     continue
+                # webdataset splits at the first dot: 1.jpg and 1.seg.png belong to one sample.
                 key = f"{folder}{slash}{name.split('.')[0]}"
                 suffix = header.name[len(key) :].lower()
                 is_image = suffix in IMAGE_SUFFIXES
@@ -290,6 +295,7 @@ def _tar_sample(
     facts = json.loads(encoded) if encoded is not None and (details or text is None) else {}
     # An error for half a character, which JSON may hold.
     json.dumps(facts, ensure_ascii=False).encode()
+    # A text file stands for the caption; JSON holds one, several, or further facts.
     captions = facts.get("captions", facts.get("caption")) if text is None else text.decode()
     metadata = {name: value for name, value in facts.items() if details and name not in _OWN_NAMES}
     return _sample(shard, index, key, image, captions, metadata)
