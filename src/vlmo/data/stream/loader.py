@@ -396,7 +396,6 @@ class StreamLoader:
                 batches.append(add_step(batch, step=step, micro_step=number, seed=self._seed))
             bad = sum(state["bad"] for state in states.values())
             samples = bad + sum(state["drawn"] for state in states.values())
-            # Of few samples a single bad one is a large share.
             if samples >= _ENOUGH and bad > self._max_bad_share * samples:
                 raise ValueError(
                     f"streams: {bad} of {samples} samples are bad, a larger share than {self._max_bad_share}; their"

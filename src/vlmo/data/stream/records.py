@@ -118,7 +118,6 @@ def read_shard(
     Raises:
         ValueError: The process has too many open files.
     """
-    # By the name: the bytes of a remote shard cost a request.
     read = _tar_records if shard.lower().endswith(".tar") else _parquet_records
     waits = iter(_WAITS if is_remote(shard) else ())
     # Clients of object stores have errors of their own.
@@ -138,7 +137,6 @@ def read_shard(
                 raise ValueError(
                     f"{shard}: too many open files; raise `ulimit -n` or lower streams.lanes"
                 ) from error
-            # A missing shard or a refused key stays so; what the network loses comes back.
             pause = None if isinstance(error, _FINAL_ERRORS) else next(waits, None)
             if pause is None:
                 yield _rest_is_lost(shard, start, error), None
