@@ -110,8 +110,10 @@ def quiet(test):
 
 def run_small(name: str, arguments: str, folder: Path, shared: Path) -> Any:
     """Run a benchmark with these options and return its result; the process keeps its cores."""
-    script, out = importlib.import_module(name), folder / "results" / "result.json"
-    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    script = importlib.import_module(name)
+    out = folder / "results" / "result.json"
+    cores = os.sched_getaffinity(0)
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         more = MAKE_SMALL[name](script, patch, folder, shared) or []
         script.main([*arguments.split(), *more, "--out", str(out)])

@@ -179,7 +179,11 @@ def decoded(tmp_path, monkeypatch) -> list[str]:
     """Paths of images that are decoded from here on; the cache folder is empty."""
     monkeypatch.setenv("VLMO_CACHE", str(tmp_path / "cache"))
     paths, true = list[str](), validation.decode_image
-    noted = lambda cell: paths.append(cell["path"]) or true(cell)  # noqa: E731
+
+    def noted(cell):
+        paths.append(cell["path"])
+        return true(cell)
+
     monkeypatch.setattr(validation, "decode_image", noted)
     return paths
 

@@ -27,7 +27,10 @@ def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
         return found[seed]
 
     monkeypatch.setattr(quickstart_seeds, "run_quickstart", trained)
-    without = lambda _, *, seed, **__: {"seed": seed}  # noqa: E731
+
+    def without(_, *, seed, **__):
+        return {"seed": seed}
+
     monkeypatch.setattr(quickstart_seeds, "without_false_captions", without)
     out = tmp_path / "out.json"
     command = ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")]

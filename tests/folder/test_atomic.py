@@ -64,7 +64,11 @@ def test_what_a_full_disk_refuses_is_an_error_that_names_the_folder(save, tmp_pa
 def test_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
     events = []
     replace = Path.replace
-    noted = lambda path, to: (events.append(f"rename {to.name}"), replace(path, to))  # noqa: E731
+
+    def noted(path, to):
+        events.append(f"rename {to.name}")
+        replace(path, to)
+
     monkeypatch.setattr(Path, "replace", noted)
     monkeypatch.setattr(atomic, "_flush_to_disk", lambda path: events.append(path.name))
     with write_folder(tmp_path / "model") as aside:

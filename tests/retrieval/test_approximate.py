@@ -55,7 +55,10 @@ def odd(rows: list[int], number: int) -> list[int]:
 
 
 def made_for(store: Store, vectors: np.ndarray, before: dict | None = None) -> dict:
-    rows_of = lambda texts: [int(text.removeprefix("caption ")) for text in texts]  # noqa: E731
+
+    def rows_of(texts):
+        return [int(text.removeprefix("caption ")) for text in texts]
+
     encoder = SimpleNamespace(embed_texts=lambda texts: vectors[rows_of(texts)])
     made = make_approximate(store, encoder, least=1000, before=before, console=None)
     assert made is not None
@@ -94,7 +97,11 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
     made = made_for(store, vectors)
     assert made["memory"]["recall"] >= 0.98
     index, asked, nearest = opened(tmp_path, made, in_memory=True), [], Store.nearest
-    noted = lambda *a, **options: asked.append(a) or nearest(*a, **options)  # noqa: E731
+
+    def noted(*a, **options):
+        asked.append(a)
+        return nearest(*a, **options)
+
     monkeypatch.setattr(Store, "nearest", noted)
     queries, found = vectors[5::200], 0
     for query in queries:
@@ -126,7 +133,10 @@ def test_large_index_is_searched_in_memory_until_its_table_changes(tmp_path, mon
 
 def test_recall_is_measured_and_not_assumed(tmp_path, monkeypatch):
     store, vectors = filled(tmp_path, number=1500)
-    wrong = lambda *_, search, **__: pa.table({"id": ["a" if search else "b"]})  # noqa: E731
+
+    def wrong(*_, search, **__):
+        return pa.table({"id": ["a" if search else "b"]})
+
     monkeypatch.setattr(Store, "nearest", wrong)
     made = made_for(store, vectors)
     assert made["recall"]["value"] == 0

@@ -54,7 +54,11 @@ SCALED = 0.999  # cosine; a pixel of an eighth of a JPEG is the mean of 64
 def counted(monkeypatch):
     """Numbers of images that went through the model together."""
     counts, embed = [], embedding.embed_decoded
-    noted = lambda *batch: counts.append(len(batch[-1])) or embed(*batch)  # noqa: E731
+
+    def noted(*batch):
+        counts.append(len(batch[-1]))
+        return embed(*batch)
+
     monkeypatch.setattr(embedding, "embed_decoded", noted)
     return counts
 
@@ -84,7 +88,11 @@ def test_photographs_are_decoded_at_a_smaller_scale(encoder, tmp_path, monkeypat
     photo = drawings()[8].resize((2600, 2200), Image.Resampling.BICUBIC)
     photo.save(file := tmp_path / "images" / "photo.jpg", quality=90)
     decoded, decode = [], EncodedImage.decode
-    noted = lambda self, *by: decoded.append(by) or decode(self, *by)  # noqa: E731
+
+    def noted(self, *by):
+        decoded.append(by)
+        return decode(self, *by)
+
     monkeypatch.setattr(EncodedImage, "decode", noted)
     build(encoder, tmp_path / "images", out=tmp_path / "index")
     searcher = Searcher(encoder, tmp_path / "index")
@@ -511,7 +519,11 @@ def test_images_go_through_a_few_at_a_time(kind, encoder, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Record, "__init__", note)
     monkeypatch.setattr(embedding, "embed_decoded", count)
-    noted = lambda self, rows: written.append(len(rows)) or write(self, rows)  # noqa: E731
+
+    def noted(self, rows):
+        written.append(len(rows))
+        return write(self, rows)
+
     monkeypatch.setattr(Store, "write", noted)
     report = build_index(encoder, [given], out=tmp_path / "index", batch=2)
     assert report.images == NUM + 60

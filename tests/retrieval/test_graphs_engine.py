@@ -203,7 +203,10 @@ def source(exports, shared_folder) -> Path:
 def hide(patch: pytest.MonkeyPatch, package: str) -> None:
     """Let a package seem not to be installed."""
     find_spec = importlib.util.find_spec
-    hidden = lambda name: None if name == package else find_spec(name)  # noqa: E731
+
+    def hidden(name):
+        return None if name == package else find_spec(name)
+
     patch.setattr(importlib.util, "find_spec", hidden)
 
 

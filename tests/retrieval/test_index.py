@@ -103,7 +103,11 @@ def quick(monkeypatch) -> None:
 def asked(monkeypatch) -> list[int]:
     """Numbers of images that LanceDB was asked for."""
     tops, nearest = list[int](), store.Store.nearest
-    noted = lambda self, *a, **k: tops.append(k["top"]) or nearest(self, *a, **k)  # noqa: E731
+
+    def noted(self, *a, **k):
+        tops.append(k["top"])
+        return nearest(self, *a, **k)
+
     monkeypatch.setattr(store.Store, "nearest", noted)
     return tops
 
@@ -207,7 +211,11 @@ def test_threads_search_beside_a_writer(indexed, encoder, quick, tmp_path):
 def read(monkeypatch) -> list[str]:
     """Ids of images that were read."""
     read, loaders = list[str](), Index.loaders
-    noted = lambda self, ids, **how: read.extend(ids) or loaders(self, ids, **how)  # noqa: E731
+
+    def noted(self, ids, **how):
+        read.extend(ids)
+        return loaders(self, ids, **how)
+
     monkeypatch.setattr(Index, "loaders", noted)
     return read
 

@@ -88,7 +88,10 @@ def test_what_cannot_be_drawn_is_one_line_until_the_index_changes(parts, tmp_pat
         build(parts.encoder, tmp_path / "more", out=out)
         wait_until(lambda: len(client.get("/v1/map").json().get("images", ())) == 4, within_s=20)
     find = importlib.util.find_spec
-    without_sklearn = lambda name: None if name == "sklearn" else find(name)  # noqa: E731
+
+    def without_sklearn(name):
+        return None if name == "sklearn" else find(name)
+
     monkeypatch.setattr(importlib.util, "find_spec", without_sklearn)
     with TestClient(create_app(parts)) as client:
         assert "pip install '.[map]'" in reason(client)

@@ -126,7 +126,10 @@ def test_first_images_are_found_while_others_are_embedded(encoder, tmp_path, mon
 def test_folder_that_never_rests_is_indexed(name, encoder, folder, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     seen, stop = list[bool](), threading.Event()
-    noted = lambda _: seen.append((folder / "new.png").exists())  # noqa: E731
+
+    def noted(_):
+        seen.append((folder / "new.png").exists())
+
     monkeypatch.setattr(photos._Updates, "_update", noted)
 
     def write() -> None:
@@ -244,7 +247,10 @@ def test_neither_the_index_nor_hidden_folders_are_changes(encoder, tmp_path, mon
     (tmp_path / "link").symlink_to(tmp_path / "real")
     changed = {"sub/new.png": True, ".thumbnails/new.png": False, "index/index.json": False}
     changed["sub"] = True
-    watch = lambda root, **_: [[(1, f"{root}/{name}")] for name in changed]  # noqa: E731
+
+    def watch(root, **_):
+        return [[(1, f"{root}/{name}")] for name in changed]
+
     monkeypatch.setattr(watchfiles, "watch", watch)
     index = tmp_path / "link" / "images" / ".." / "images" / "index"
     for given in (folder, tmp_path / "link" / "images"):
@@ -280,7 +286,10 @@ def test_command_serves_until_ctrl_c(gallery, tmp_path, monkeypatch) -> None:
 def test_page_is_opened_where_there_is_a_screen(encoder, folder, monkeypatch, caplog) -> None:
     caplog.set_level("INFO", photos.__name__)
     opened, served = [], []
-    noted = lambda _, parts, *__: served.append(parts.index.num_images)  # noqa: E731
+
+    def noted(_, parts, *__):
+        served.append(parts.index.num_images)
+
     monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setattr(photos, "serve", noted)
     for variable in ("DISPLAY", "WAYLAND_DISPLAY"):

@@ -50,7 +50,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 # Markers without a length; those below 0xC0 mean nothing, and decoders skip two bytes.
 _ALONE = {*range(0x01, 0xC0), *range(0xD0, 0xDA)}
-# Start of a scan, end of the image.
+# Codes of the start of a scan, and of the end of the image.
 _SCAN = 0xDA
 _END = 0xD9
 # Chunks of pixels (PNG, 11.2.3), and of the further frames of an animation.
@@ -132,7 +132,6 @@ def _check_jpeg(data: bytes) -> None:
     reach = _MAX_PARTS + 2
     while marker := pattern.search(data, offset, offset + reach):
         parts += 1
-        # Decoders look for the next marker byte by byte until the first scan.
         if not scans:
             parts += marker.start() - offset  # padding is read byte by byte
         offset = marker.end()
@@ -173,7 +172,6 @@ def _check_gif(data: bytes) -> None:
     with contextlib.suppress(IndexError):  # the file ends
         offset = 13
         if data[10] & 0x80:
-            # 3 bytes for each of 2 to 256 colors.
             offset += 6 << (data[10] & 7)  # a palette
         # The signature (6 bytes) and the screen (7) stand before a palette of 3 bytes a color.
         blocks = 0

@@ -60,7 +60,7 @@ def run_fast_start(run: Path, *, console: Console) -> None:
     grid(str(table.title), tiles, columns=min(_TOP, report.images)).save(sheet)
     console.print(table)
     console.print(
-        f"search among {report.images:,} images, ready after {time.monotonic() - started_at:.0f} s; sheet {sheet}\n"
+        f"search among {report.images:,} images after {time.monotonic() - started_at:.0f} s; contact sheet {sheet}\n"
         "The model knows drawings and icons, and no photographs. Try next (where vlmo is missing, after\n"
         "`. .venv/bin/activate`):\n"
         f'  vlmo search {index} "red heart" --sheet hearts.png\n'

@@ -246,7 +246,10 @@ def test_preparation_goes_on_after_kill_9(tmp_path) -> None:
     waits_for = rows[2 * CHUNK + 5].values["image"]["path"]
     process = start(prepare_files, rows, waits_for=waits_for, num_proc=2, **options)
     unfinished = tmp_path / "out.unfinished"
-    first = lambda: any(unfinished.glob("0*.arrow"))  # noqa: E731
+
+    def first():
+        return any(unfinished.glob("0*.arrow"))
+
     wait_until(first, within_s=SECONDS, meanwhile=process.is_alive)
     started = descendants(process.pid)
     process.send_signal(signal.SIGKILL)

@@ -117,7 +117,9 @@ def test_remote_shards_are_opened_again_and_read_on_where_the_network_failed(mon
                 raise ConnectionResetError("reset by peer")
             return super().read(size)
 
-    unsteady = lambda shard, mode: Unsteady(plain(shard, mode).open().read())  # noqa: E731
+    def unsteady(shard, mode):
+        return Unsteady(plain(shard, mode).open().read())
+
     monkeypatch.setattr(records.fsspec, "open", unsteady)
     assert [record.key for record in read("memory://net/0.tar")] == keys
     assert (waits, breaks) == ([1.0, 4.0, 16.0], [])

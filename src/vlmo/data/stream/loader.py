@@ -190,7 +190,6 @@ def _read_block(
         # A tar's byte is not known of a record that a cursor names as the next one.
         if end is not None and position[:3] >= end[:3]:
             break
-        # By the record, not its place in the stream: adding a shard moves no other record.
         number = sample_id(record.shard, position.index)
         order_key = sample_seed(seed, epoch=position.epoch, index=number, purpose="order")
         # The piece and the index only tell apart records whose hashes are equal.
@@ -354,8 +353,7 @@ class StreamLoader:
         self._quarantine = QuarantineFile(
             quarantine.with_suffix(f".{rank}{quarantine.suffix}") if rank else quarantine
         )
-        # Lanes of one micro-step in this process.
-        # Lanes are cut evenly, which `validate_lanes` has checked.
+        # Lanes of one micro-step in this process; they are cut evenly, as `validate_lanes` has checked.
         count = config.lanes // (world_size * loader.accumulation)
         # As `micro_batches` cuts a global batch: a micro-step's lanes in the order of ranks.
         starts = [(micro * world_size + rank) * count for micro in range(loader.accumulation)]
