@@ -155,7 +155,7 @@ def test_filter_stops_above_the_share_and_without_rows(tmp_path) -> None:
 def share_the_look(file: str) -> dict[str, object]:
     seen, updates = list[int](), list[None]()
     validate = ImageValidator.__call__
-    options = {"shared": True, "progress": lambda: updates.append(None)}
+    options = {"progress": lambda: updates.append(None)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             ImageValidator, "__call__", lambda self, row: seen.append(1) or validate(self, row)

@@ -80,11 +80,11 @@ def filter_invalid_rows(
     needs_image: bool = True,
     needs_caption: bool = True,
     unique_ids: bool = True,
-    shared: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Dataset:
     """Return the valid rows in their order; every other row is a JSON line in `quarantine`.
 
+    All processes of the group call this for the same rows: they decode a share of them, and the main one writes.
     A line has `kind` ("row": the row is dropped; "caption": only empty captions were), `row`, `image_id`, `path`,
     `source` and `reason`. So rows in = rows out + lines of kind "row". The file is written also when all are valid.
 
@@ -95,8 +95,6 @@ def filter_invalid_rows(
             or cannot be read.
         needs_caption: Drop rows that have no caption left.
         unique_ids: Drop rows whose `image_id` an earlier valid row has; off for sets with several rows an image.
-        shared: All processes of the group call this for the same rows: they decode a share of them, and the main one
-            writes the file.
         progress: Called every few rows, for who watches over long work.
     """
     missing = FEATURES.keys() - {*dataset.column_names}
@@ -106,7 +104,7 @@ def filter_invalid_rows(
         )
     if not len(dataset):
         raise ValueError("the data set has no rows; nothing can be trained or tested on it")
-    faults = _image_faults(dataset, shared=shared, progress=progress) if needs_image else {}
+    faults = _image_faults(dataset, progress=progress) if needs_image else {}
     faults = _row_faults(dataset, faults, needs_caption=needs_caption, unique_ids=unique_ids)
     lines = []
     valid = []
@@ -124,8 +122,7 @@ def filter_invalid_rows(
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
-    if shared:
-        barrier()  # the file that the errors below name is then there
+    barrier()  # the file that the errors below name is then there
     _check_share(lines, num_valid=len(valid), max_share=max_share, quarantine=quarantine)
     # Before rows are chosen: afterwards every image would be copied.
     dataset = _without_empty(dataset, filled)
@@ -203,9 +200,7 @@ def _line(kind: str, dataset: Dataset, number: int, reason: str) -> QuarantineLi
     }
 
 
-def _image_faults(
-    dataset: Dataset, *, shared: bool, progress: Callable[[], None]
-) -> dict[int, list[str]]:
+def _image_faults(dataset: Dataset, *, progress: Callable[[], None]) -> dict[int, list[str]]:
     """Return the faults of the images of rows, by the rows' numbers.
 
     Rows of a prepared folder have been validated, and images of built-in sets come from packages or are drawn from
@@ -224,23 +219,22 @@ def _image_faults(
             lines = json.loads(cache.read_text(encoding="utf-8"))
             stored = {int(row): reasons for row, reasons in lines.items()}
     # Processes may see caches of their own machines: all must take the same way.
-    stored_faults = gather_objects(stored) if shared else [stored]
+    stored_faults = gather_objects(stored)
     if None not in stored_faults:
         return stored_faults[0]
-    faults = _decode_all(dataset, images, shared=shared, progress=progress)
+    faults = _decode_all(dataset, images, progress=progress)
     if cache is not None and is_main():
         keep_file(cache, lambda path: path.write_text(json.dumps(faults), encoding="utf-8"))
     return faults
 
 
 def _decode_all(
-    dataset: Dataset, images: list[str], *, shared: bool, progress: Callable[[], None]
+    dataset: Dataset, images: list[str], *, progress: Callable[[], None]
 ) -> dict[int, list[str]]:
-    """Decode the images of all rows, here or as a share by all processes; return their faults by row."""
-    share = rank() if shared else 0
-    shares = world_size() if shared else 1
+    """Decode the images of all rows, a share in each process; return their faults by row."""
     # Contiguous shares: rows that show one image stand together.
-    numbers = range(len(dataset) * share // shares, len(dataset) * (share + 1) // shares)
+    first = len(dataset) * rank() // world_size()
+    numbers = range(first, len(dataset) * (rank() + 1) // world_size())
     validate = ImageValidator(images)
     faults: dict[int, list[str]] = {}
     # Never from a cache of `datasets`: the files behind the paths may have changed since the last pass.
@@ -252,9 +246,8 @@ def _decode_all(
                 progress()
             if reasons := validate(row):
                 faults[number] = reasons
-    if shared:
-        for part in gather_objects(faults):
-            faults |= part
+    for part in gather_objects(faults):
+        faults |= part
     return faults
 
 

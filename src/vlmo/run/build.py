@@ -249,7 +249,6 @@ def _read_rows(recipe: Recipe, *, run_dir: Path) -> Dataset:
         open_source(recipe.data.source, split=recipe.data.split, weights=recipe.data.weights),
         quarantine=run_dir / _QUARANTINE,
         max_share=recipe.data.max_bad_share,
-        shared=True,
         progress=lambda: report_progress(slow=True),
         **recipe.task.reads.of_rows,
     )

@@ -129,7 +129,7 @@ class EvaluationSet(ABC):
         # Before images are decoded, which takes longest.
         cls.check_rows(rows, source)
         quarantine = notes / f"{split}.quarantine.jsonl"
-        rows = filter_invalid_rows(rows, quarantine=quarantine, shared=True, **cls.reads.of_rows)
+        rows = filter_invalid_rows(rows, quarantine=quarantine, **cls.reads.of_rows)
         if not len(rows):
             raise ValueError(f"{source}, {split}: no row is valid; see {quarantine}")
         return cls(rows, source=source, split=split, processor=processor)
