@@ -130,7 +130,8 @@ def exchange(
     owners = wanted // batch
     # All-to-all sends consecutive rows: requests are sorted by owner, and put back at the end.
     order = torch.argsort(owners, stable=True)
-    receive = torch.bincount(owners, minlength=world_size())  # rows that come from each process
+    # Rows that come from each process.
+    receive = torch.bincount(owners, minlength=world_size())
     send = torch.empty_like(receive)
     # First how many rows, then which, then the rows themselves.
     dist.all_to_all_single(send, receive)

@@ -20,7 +20,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
     for node in ast.walk(ast.parse(inspect.getsource(sys.modules[package]))):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if alias.asname == alias.name:  # the form that exports a name (PEP 484)
+                # The form that exports a name (PEP 484)
+                if alias.asname == alias.name:
                     homes[alias.name] = str(node.module)
 
     def import_name(name: str) -> Any:

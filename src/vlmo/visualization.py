@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 _INK = "#1f2328"
 _GRAY = "#6e7681"
 _FRAME = "#dfe2e6"
-_HEAT = np.array([196, 18, 96], dtype=np.float32)  # a red that few drawings use
-_SHOWN = 144  # pixels of an image on a page
+# A red that few drawings use.
+_HEAT = np.array([196, 18, 96], dtype=np.float32)
+# Pixels of an image on a page.
+_SHOWN = 144
 _TILE = 200
 _GAP = 16
 _MARGIN = 28

@@ -10,7 +10,8 @@ from vlmo import model as models
 from vlmo.checkpoints import layout
 from vlmo.checkpoints.layout import Conversion, HeadTask, NameTable, Tensors
 
-_NUM_UNUSED_POSITIONS = 2  # in front of both position tables
+# In front of both position tables.
+_NUM_UNUSED_POSITIONS = 2
 _IMAGE_POSITIONS = "beit3.encoder.embed_positions.A.weight"
 _WORDS = "beit3.text_embed.weight"
 

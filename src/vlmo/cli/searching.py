@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from vlmo.retrieval import BuildReport, Encoder, SearchResult
 
 _STDERR = Console(stderr=True)
-_WIDTH = 200  # of a table that goes into a file
+# Of a table that goes into a file.
+_WIDTH = 200
 _RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds); where match is empty, the similarity"
 
 
@@ -162,6 +163,7 @@ def search(
     index = Index(folder)
     searcher = Searcher(engines.encoder_of(index), index)
     result = searcher.search(image or query or None, parts=weighted_parts, **vars(options))
+    # As it was typed, for the heading of the result.
     query = " ".join([query, *(part.strip() for part in parts)])
     # Printed before the images are drawn, which may fail.
     _show_result(query, result, is_json=json)
@@ -235,6 +237,7 @@ def serve(
     from vlmo.serving.server import serve as run
 
     settings = replace(settings, api_key=read_key(address.api_key_file))
+    # The port is taken first: loading a model for nothing takes long.
     with bind(address.host, address.port) as bound:
         parts = load_parts(
             folder,
@@ -295,6 +298,7 @@ def _cached_index(folder: Path, encoder: Encoder) -> Path:
     from vlmo.released.download import cache_folder
 
     source = f"{folder.absolute()}\n{encoder.fingerprint}"
+    # Names of files need not be valid UTF-8.
     digest = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
     return cache_folder() / "photos" / f"{folder.absolute().name[:60]}-{digest[:12]}"
 

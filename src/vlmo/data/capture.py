@@ -72,7 +72,8 @@ def captured(info: Mapping[str, object]) -> Columns:
     for _, text, source in sorted(dates, key=itemgetter(0)):  # of equal ones EXIF's comes first
         if (match := _DATE.match(text)) is None:
             continue
-        with contextlib.suppress(ValueError):  # the zeros of a clock that was never set
+        # The zeros of a clock that was never set.
+        with contextlib.suppress(ValueError):
             year, month, day, hour, minute, second = map(int, match.groups("0"))
             taken = datetime(year, month, day, hour, minute, second)
             return {**columns, "taken": taken.isoformat(), "taken_from": source}

@@ -145,7 +145,8 @@ class EncodedImage:
         then about the mean of reduction x reduction pixels. ValueError for a file that is cut off or damaged.
         """
         with _naming_errors(self._where, self._data):
-            if reduction > 1 and self._image.format == "JPEG":  # others have no smaller scales
+            # Others have no smaller scales.
+            if reduction > 1 and self._image.format == "JPEG":
                 width, height = self._image.size
                 self._image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             with self._image as opened:

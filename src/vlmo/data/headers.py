@@ -133,10 +133,12 @@ def _check_jpeg(data: bytes) -> None:
     while marker := pattern.search(data, offset, offset + reach):
         parts += 1
         if not scans:
-            parts += marker.start() - offset  # padding is read byte by byte
+            # Padding is read byte by byte.
+            parts += marker.start() - offset
         offset = marker.end()
         code = data[offset - 1]
-        if code == _END:  # what follows, such as the video of a moving photo, is not read
+        # What follows, such as the video of a moving photo, is not read.
+        if code == _END:
             return
         if code == _SCAN:
             scans += 1
@@ -198,7 +200,8 @@ def check_directory(data: bytes, *, is_file: bool = False) -> None:
     size, *codes = _BIG_TIFF if 43 in data[2:4] else _SMALL_TIFF
     offsets, numbers, layout = (struct.Struct(f"{order}{code}") for code in codes)
     (start,) = offsets.unpack_from(data, size)
-    start = min(start, len(data))  # above 2**63 it is no offset for `struct`
+    # Above 2**63 it is no offset for `struct`.
+    start = min(start, len(data))
     (number,) = numbers.unpack_from(data, start)
     first = start + numbers.size
     total = 0
@@ -289,7 +292,8 @@ class _Items:
         return self._work[item]
 
     def _check_types(self, table: memoryview) -> None:
-        size = 4 if table[0] else 2  # of the number of entries, by the version
+        # Of the number of entries, by the version.
+        size = 4 if table[0] else 2
         for _, content in self._boxes(table[4 + size :]):
             at = 10 if content[0] == 3 else 8
             kind = bytes(content[at : at + 4])
@@ -364,7 +368,8 @@ class _Items:
             if size == 1:
                 size = int.from_bytes(part[8:16])
                 head = 16
-            size = size or len(part)  # 0: up to the end
+            # 0: up to the end.
+            size = size or len(part)
             if size < head:
                 raise ValueError(f"a box of {size} bytes")
             self._add_entries(1)

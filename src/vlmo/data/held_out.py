@@ -42,7 +42,8 @@ def is_held_out(dataset: Dataset, *, test_share: float) -> list[bool]:
 def _content_keys(dataset: Dataset) -> list[str]:
     """Return a text for each row; those of rows that show equal images, or have equal captions alone, are equal."""
     names: list[str] = column(dataset, "image_id")
-    if "second_image" in dataset.column_names:  # a row a sentence, named by its first image
+    # A row a sentence, named by its first image.
+    if "second_image" in dataset.column_names:
         names = [name.rpartition("#")[0] or name for name in names]
     captions = column(dataset, "captions")
     keys: dict[str, str] = {}

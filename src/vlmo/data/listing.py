@@ -200,7 +200,8 @@ def list_shards(pattern: str) -> tuple[str, ...]:
     and goes to the quarantine. Of a folder, tar files are taken, or else parquet files.
     """
     urls = expand_braces(pattern)
-    files, _ = open_file_system(urls[0])  # one for all: there may be a hundred thousand of them
+    # One for all: there may be a hundred thousand of them.
+    files, _ = open_file_system(urls[0])
     shards: list[str] = []
     for path in (str(files._strip_protocol(url)) for url in urls):
         try:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a token that is not predicted; PyTorch's cross-entropy skips it."""
 
-_LOG_ASPECT = math.log(0.3)  # of height / width of the flattest block; the steepest is its inverse
+# Of height / width of the flattest block; the steepest is its inverse.
+_LOG_ASPECT = math.log(0.3)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def open_own(path: Path) -> Dataset | None:
         first = next(iter(saved_splits(path).values()), path)
         with naming_damage(first, advice=ADVICE):
             about = json.loads(read_about(first / "dataset_info.json"))
+            # Rows as they are in this package need no reading.
             if FEATURES.keys() <= (about["features"] or {}).keys():
                 return None
         return _open_records([path], path)
@@ -98,6 +99,7 @@ def open_own(path: Path) -> Dataset | None:
     by_split = path.is_dir() and tables[0].parent != path
     root = (path if by_split else tables[0].parent).resolve()
     rows: list[Row] = []
+    # Of all tables, each with a value of one of its rows.
     columns: Row = {}
     for table in tables:
         split = SPLITS.get(table.parent.name.lower()) if by_split else None
@@ -169,6 +171,7 @@ def _image_file(row: Row, *names: str, root: Path) -> Path:
     image = _text(row, *names).replace("\\", "/")
     # A null character is an error of the file system, so it must not get there.
     if "\0" not in image and not is_range(image):
+        # Links are followed first, so that none leads out of the folder.
         file = (row["folder"] / image).resolve()
         if file.is_relative_to(root):
             return file
@@ -183,7 +186,8 @@ def _captions(cells: Mapping[str, Any], *, where: str) -> list[str]:
 
 def _answers(cells: Mapping[str, Any], *, where: str) -> list[str]:
     value = cells.get(column_of(cells, _ANSWER_COLUMNS) or "")
-    if isinstance(value, list):  # the hub's VQAv2 has dictionaries, with the confidence beside it
+    # The hub's VQAv2 has dictionaries, with the confidence beside it.
+    if isinstance(value, list):
         value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
     elif isinstance(value, bool | int | float):
         value = str(value)
@@ -276,6 +280,7 @@ def _make_sentences(rows: list[Row]) -> None:
             )
         row["label"] = _TRUTH[label]
         row["captions"] = [sentence]
+        # NLVR2's consistency: all rows of a sentence must be right.
         row["sentence_group"] = sentence
         row["image_id"] = f"{row['image_id']}#{row['number']}"
 

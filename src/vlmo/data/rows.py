@@ -31,7 +31,8 @@ SUMMARY_FILE = "prepared.json"
 SAVED_FILES = ("state.json", "dataset_dict.json")
 """Files that `save_to_disk` writes of a `Dataset` and of a `DatasetDict`; a folder with one is a saved set."""
 ADVICE = "save, copy or prepare the set again"
-_MAX_BYTES = 1 << 24  # of the files beside the rows
+# Of the files beside the rows.
+_MAX_BYTES = 1 << 24
 # Other types and depths than expected.
 _ERRORS = (
     ValueError,
@@ -104,7 +105,8 @@ def saved_splits(folder: Path) -> dict[str, Path]:
 
 
 def _is_empty(folder: Path) -> bool:
-    with contextlib.suppress(OSError, *_ERRORS):  # whoever opens this split reports damage
+    # Whoever opens this split reports damage.
+    with contextlib.suppress(OSError, *_ERRORS):
         return json.loads(read_about(folder / "state.json"))["_data_files"] == []
     return False
 
@@ -123,9 +125,11 @@ def open_saved(folder: Path) -> Dataset:
             raise ValueError(
                 f"{len(lost)} of {len(names)} files are not in it, such as {lost[0]!r:.80}"
             )
-        read_about(folder / "dataset_info.json")  # `datasets` reads it whatever its size
+        # `datasets` reads it whatever its size.
+        read_about(folder / "dataset_info.json")
         dataset = Dataset.load_from_disk(str(folder))
-        dataset.data.table.validate(full=True)  # an offset outside the file would be read
+        # An offset outside the file would be read.
+        dataset.data.table.validate(full=True)
         return dataset
 
 
@@ -208,6 +212,7 @@ def first_reasons(lines: Iterable[QuarantineLine]) -> str:
     counts = Counter[str]()
     for line in lines:
         if line["kind"] != "caption":
+            # Sizes and names in parentheses differ from row to row.
             start = line["reason"].removeprefix(f"{line['path']}: ").partition("(")[0]
             reasons.setdefault(start, line["reason"])
             counts[start] += 1

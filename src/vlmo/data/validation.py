@@ -30,7 +30,8 @@ from vlmo.progress import Progress
 
 _PROGRESS_EVERY = 64  # rows
 _BATCH = 10_000
-_REMEMBERED = 16  # images: rows about one stand together, or nearly so
+# Images: rows about one stand together, or nearly so.
+_REMEMBERED = 16
 
 
 class ImageValidator:
@@ -122,7 +123,8 @@ def filter_invalid_rows(
     if is_main():
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         write_file(quarantine, to_lines(lines))
-    barrier()  # the file that the errors below name is then there
+    # The file that the errors below name is then there.
+    barrier()
     _check_share(lines, num_valid=len(valid), max_share=max_share, quarantine=quarantine)
     # Before rows are chosen: afterwards every image would be copied.
     dataset = _without_empty(dataset, filled)

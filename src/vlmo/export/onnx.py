@@ -181,7 +181,8 @@ def _write_graph(
     session = OnnxSession(file)
     float32 = _compared(file, cases)
     difference = float32["largest_difference"]
-    if not difference <= TOLERANCE:  # NaN is not below either
+    # NaN is not below either.
+    if not difference <= TOLERANCE:
         raise ValueError(
             f"{file.name} differs from PyTorch by {difference:.1e}, more than {TOLERANCE:.0e}; check weights and "
             "versions of torch, onnxscript and onnxruntime."

@@ -87,7 +87,8 @@ class OpenVinoSession:
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         if cache is not None:
             settings["CACHE_DIR"] = str(cache)
-        with _CORE_LOCK:  # two threads may both be the first
+        # Two threads may both be the first.
+        with _CORE_LOCK:
             core = _openvino_core()
         self.model = core.compile_model(str(file), "CPU", settings)
 

@@ -34,7 +34,8 @@ def write_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: The system refused a file in the block; the error names `target`.
     """
-    target = target.resolve()  # a link to a folder stays a link
+    # A link to a folder stays a link.
+    target = target.resolve()
     aside = path_aside(target)
     replaced = _hidden(target, _REPLACED)
     if replaced.exists() and not target.exists():

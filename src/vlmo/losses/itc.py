@@ -139,7 +139,8 @@ def caption_keys(
     if length > 1:
         # An odd multiplier of a linear congruential generator (Knuth, MMIX).
         powers[1:] = 6364136223846793005
-    powers = powers.cumprod(0)  # wraps around, which is wanted
+    # Wraps around, which is wanted.
+    powers = powers.cumprod(0)
     # Padding adds 0, and an id of 0 does not.
     return ((input_ids + 1) * attention_mask * powers).sum(dim=1)
 

@@ -348,7 +348,8 @@ class VLMoModel(VLMoPreTrainedModel):
         """
         count = input_ids.shape[1]
         cache_length = cache[0].get_seq_length()
-        start = cache_length - 1 - grid[0] * grid[1]  # number of words before these
+        # Number of words before these.
+        start = cache_length - 1 - grid[0] * grid[1]
         length = start + count
         hidden = self._with_type(self.text_embeddings(input_ids, start=start), TEXT_TYPE)
         causal_bias = _causal_bias(hidden, words=slice(0, count))

@@ -73,7 +73,8 @@ class ImageEmbeddings(nn.Module):
                     f"bool_masked_pos has shape {given}; expected {expected}, one entry for each patch."
                 )
             # Replaced before the positions are added, which tell where a masked patch is (BEiT).
-            assert mask_token is not None  # it comes with the mask
+            # It comes with the mask.
+            assert mask_token is not None
             patches = torch.where(bool_masked_pos[..., None], mask_token.to(patches.dtype), patches)
         hidden = torch.cat(
             [self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1
@@ -253,7 +254,8 @@ def resize_bias_table(
 @torch.inference_mode(mode=False)
 def _spline_matrix(source: int, target: int) -> Float[Tensor, "target source"]:
     """Return cubic spline interpolation from `source` geometric positions to `target` integers, as a matrix."""
-    if source == target:  # the other axis alone has another size
+    # The other axis alone has another size.
+    if source == target:
         return torch.eye(source, dtype=torch.float64)
     positions = _geometric_positions(source, target)
     # Where the positions fall short of the target's edge, FITPACK's splines repeat their last value.

@@ -357,7 +357,8 @@ class VLMoForImageCaptioning(_MaskedWords):
             # Of the mask's states: (images * beams, vocab) -> (images, beams, vocab).
             rows = search.extend(log_probs.unflatten(0, (num_images, num_beams)))
             for layer in cache:
-                layer.crop(-1)  # the mask's keys and values
+                # The mask's keys and values.
+                layer.crop(-1)
                 layer.reorder_cache(cast("torch.LongTensor", rows))
             if search.is_done.all():
                 break
@@ -370,5 +371,6 @@ class VLMoForImageCaptioning(_MaskedWords):
         cache = [DynamicLayer() for _ in self.vlmo.blocks]
         self.vlmo.prefill(pixel_values, cache)
         for layer in cache:
-            layer.batch_repeat_interleave(num_beams)  # beams of an image stand together
+            # Beams of an image stand together.
+            layer.batch_repeat_interleave(num_beams)
         return cache

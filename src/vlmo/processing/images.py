@@ -21,7 +21,8 @@ MAX_PIXELS = 64_000_000
 
 # Rows of an image that are converted or sent at once: copies of the whole take several times its memory.
 _ROWS_AT_ONCE = 256
-_START = 256  # bytes, which hold the brands of a file
+# Bytes, which hold the brands of a file.
+_START = 256
 _HEIC = re.compile(
     rb".{4}ftyp(?:he[iv][cxms]|m[is]f1(?!.*avi[fs]))", re.DOTALL
 )  # not an AVIF file of a general brand

@@ -31,7 +31,8 @@ _ATTEMPTS = 10
 
 # Left, top, right and bottom edge in pixels.
 Box = tuple[int, int, int, int]
-Shape = tuple[int, int]  # height and width in pixels
+# Height and width in pixels.
+Shape = tuple[int, int]
 Pixels = UInt8[Tensor, "3 height width"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -23,7 +23,8 @@ from vlmo.tasks.classification import ClassificationConfig
 from vlmo.tasks.vision_language import VisionLanguageConfig
 from vlmo.training import EngineConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 
-_IMAGENET_22K = 14_197_122  # images, as its site states
+# Images, as its site states.
+_IMAGENET_22K = 14_197_122
 _IMAGENET_1K = 1_281_167
 # Questions, about: train2014 and most of val2014, those with an answer of the list.
 _VQA = 640_000

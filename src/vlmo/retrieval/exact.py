@@ -15,7 +15,8 @@ from vlmo.retrieval.hits import Ranking
 from vlmo.retrieval.options import PhotoFilter
 from vlmo.retrieval.words import OwnWords, Rows, join_rows
 
-_GATHERED = 2048  # vectors at a time, so that they stay in the processor's cache
+# Vectors at a time, so that they stay in the processor's cache.
+_GATHERED = 2048
 # Steps of BM25 up to the best score, within which similarity decides: smaller differences come from
 # the lengths of file names.
 _BM25_STEPS = 4

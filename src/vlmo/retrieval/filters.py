@@ -31,7 +31,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _MAX_DEPTH = 20
-_MAX_OPERATORS = 100  # 500 in a row take LanceDB 12 s, thousands overflow its stack
+# 500 in a row take LanceDB 12 s, thousands overflow its stack.
+_MAX_OPERATORS = 100
 # Functions whose result is no longer than their arguments.
 _FUNCTIONS = frozenset(("lower", "upper", "contains", "starts_with", "ends_with", "array_has"))
 _WORDS = frozenset(

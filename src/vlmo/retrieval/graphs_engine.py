@@ -38,7 +38,8 @@ EngineName = Literal["torch", "onnx", "openvino"]
 CALIBRATION = "emoji-pairs"
 NUM_SAMPLES = 200
 """Built-in set, and the number of its images and captions, that scales of int8 activations are taken from."""
-_PAD_MULTIPLE = 8  # as the processor; few lengths mean few plans of an engine
+# As the processor; few lengths mean few plans of an engine.
+_PAD_MULTIPLE = 8
 # Packages of the engines, the faster engine first.
 _PACKAGES: dict[GraphEngine, str] = {"openvino": "openvino", "onnx": "onnxruntime"}
 _LOGGER = logging.getLogger(__name__)

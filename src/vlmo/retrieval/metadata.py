@@ -29,13 +29,15 @@ from vlmo.folder import JsonObject
 from vlmo.retrieval.store import RESERVED
 from vlmo.retrieval.words import Metadata
 
-_LARGEST = 2**53  # a column of numbers holds float64
+# A column of numbers holds float64.
+_LARGEST = 2**53
 _TAKEOUT = re.compile(r"(.+?)(?:-edited)?(\(\d+\))?(\.\w+)?\Z", re.DOTALL)
 # A Mac writes letters and their accents apart.
 _composed = functools.partial(unicodedata.normalize, "NFC")
 _CUT = 46
 _MAX_JSON = 1 << 20
-_MAX_NAME = 100  # characters of a column's name, which all hits repeat
+# Characters of a column's name, which all hits repeat.
+_MAX_NAME = 100
 # Columns whose values are texts, whatever stands in them.
 _TEXTS = frozenset(("album", "camera", "ocr_text", "taken", "taken_from", "title"))
 

@@ -41,7 +41,8 @@ _FUSED = 100
 # Rocchio algorithm").
 _LIKE = 0.75
 _UNLIKE = 0.15
-_NO_DIRECTION = 1e-4  # length of a sum of vectors below which its direction is rounding
+# Length of a sum of vectors below which its direction is rounding.
+_NO_DIRECTION = 1e-4
 # Limit of the images that are kept as the model takes them, those that were reranked last.
 _PIXEL_BYTES = 2**28
 

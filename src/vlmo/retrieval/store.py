@@ -50,13 +50,16 @@ RESERVED = frozenset((*_OWN, "vector", "metadata"))
 _TYPES = {pa.bool_(): "true or false", pa.float64(): "number", pa.string(): "text"}
 
 _LOGGER = logging.getLogger(__name__)
-_MAX_COLUMNS = 500  # of metadata; each makes every later write slower
-_FULL = r"\(os error (27|28|122)\)"  # EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full
+# Of metadata; each makes every later write slower.
+_MAX_COLUMNS = 500
+# EFBIG, ENOSPC, EDQUOT: a file may not grow, a disk or a quota is full.
+_FULL = r"\(os error (27|28|122)\)"
 # LanceDB's folder, where it sorts; Python's would be another one with room.
 _TEMPORARY = os.environ.get("TMPDIR", "/tmp")
 # How soon a reader sees the writes of others; `Store.version` a quarter later.
 _READ_EVERY = timedelta(seconds=1.6)
-_OLD = timedelta(seconds=10)  # versions that no reader uses any more
+# Versions that no reader uses any more.
+_OLD = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)

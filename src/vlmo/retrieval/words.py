@@ -24,7 +24,8 @@ _CAMERA = frozenset(
     re.findall(r"\w+", "img image dsc dscn dscf mvimg pxl hdr night portrait pano burst app vid")
 )
 _MAX_WORDS = 32  # of a query
-_MAX_BYTES = 39  # of a word: LanceDB's index leaves out longer ones
+# Of a word: LanceDB's index leaves out longer ones.
+_MAX_BYTES = 39
 
 
 def split_words(text: str) -> list[str]:

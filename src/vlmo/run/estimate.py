@@ -247,7 +247,8 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         masked[num_text] = max(1, round(probability * num_text))
         rows_of_words = rows // getattr(getattr(task, "losses", None), "mlm_stride", 1)
         most = rows_of_words * masked[num_text]
-        if masked_patches:  # a batch has masks of both kinds
+        # A batch has masks of both kinds.
+        if masked_patches:
             most = None
             longest = max(num_text, num_patches)
     ids = torch.ones(rows, num_text, dtype=torch.long)

@@ -27,9 +27,11 @@ from vlmo.processing.images import register_heic, strips
 # Processor time that an image of so many pixels may take; a larger one may take more, in proportion.
 _USUAL_PIXELS = 25_000_000
 _USUAL_SECONDS = 4.0
-_IMAGE_BYTES = 4  # memory for a pixel of the image
+# Memory for a pixel of the image.
+_IMAGE_BYTES = 4
 _OTHER_BYTES = 12  # and beside the image
-_USUAL_BYTES = 300_000_000  # always allowed beside the image
+# Always allowed beside the image.
+_USUAL_BYTES = 300_000_000
 # Until a worker that is stopped or waits is ended, whatever processor time it took.
 _LONGEST_S = 60.0
 _LONGEST_REASON = 2**16

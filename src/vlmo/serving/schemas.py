@@ -31,7 +31,8 @@ MAX_TOP = 200  # results
 MAX_OFFSET = 9700  # results before these
 # Files that are not in the index, of an answer.
 MAX_FILES = 1000
-MAX_PARTS = 8  # of a query beside the first
+# Of a query beside the first.
+MAX_PARTS = 8
 # Candidates of a request that the fusion encoder scores.
 MAX_RERANK = 128
 # Characters of a text, of which the model reads the first 40 or 64 tokens.

@@ -64,7 +64,8 @@ def choose_rerank_weight(
         )
     model, pairs = _load_pairs(folder, source=source, split=split, limit=limit, device=device)
     result = replace(pairs, rerank=rerank).outputs(model, batch_size=batch_size, console=console)
-    assert result.rerank is not None  # as there is a shortlist
+    # As there is a shortlist.
+    assert result.rerank is not None
     # The pairs were scored once; weights only mix the scores.
     rates = {weight: result.rerank(Weights(weight, weight)).metrics(KS) for weight in WEIGHTS}
     chosen = {direction: _best_weight(rates, direction=direction) for direction in ("tr", "ir")}

@@ -279,7 +279,8 @@ def predict(folder: str | Path, inputs: Inputs, *, device: str | None = None) ->
 
 def _check_inputs(inputs: Inputs, *, task: type[Task], folder: str | Path) -> None:
     accepts = task.accepts
-    assert accepts is not None  # `task_of` returns tasks that predict
+    # `task_of` returns tasks that predict.
+    assert accepts is not None
     # Numbers of inputs first: the other checks suppose that they fit.
     if not accepts.fit(inputs):
         question = "no" if inputs.question is None else "a"

@@ -83,7 +83,8 @@ class RunContext:
     @property
     def tokenizer(self) -> BertTokenizer:
         """Tokenizer of a task that reads text."""
-        assert self.processor is not None  # all such tasks get one
+        # All such tasks get one.
+        assert self.processor is not None
         return self.processor.tokenizer
 
     def start(self, model: VLMoPreTrainedModel) -> None:

@@ -157,7 +157,8 @@ class QuestionSet(EvaluationSet):
         if not are_numbers(names_of_model(model)):
             return
         names = []
-        with contextlib.suppress(ValueError):  # the set has no list
+        # The set has no list.
+        with contextlib.suppress(ValueError):
             names = names_of_source(self.source)
         if len(names) != count:
             raise ValueError(

@@ -319,7 +319,8 @@ class _StateWriter(HuggingFaceStorageWriter):
         self._folder = contextlib.ExitStack()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan  # the folder is made when the plans of all are there
+        # The folder is made when the plans of all are there.
+        return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         self.target.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,8 @@ def add_adapters(
     """
     import peft
 
-    assert config.rank is not None  # only then there are adapters
+    # Only then there are adapters.
+    assert config.rank is not None
     trained_whole = tuple(f"{name}." for name in _whole(model))
     if lost := [name for name in missing if not name.startswith(trained_whole)]:
         raise ValueError(
@@ -152,7 +153,8 @@ def _add_to_weights(
     for full_name, tensor in adapter.items():
         name = full_name.removeprefix(_PREFIX).replace(".base_layer.", ".")
         if ".lora_B." in name and full_name.replace(".lora_B.", ".lora_A.") in adapter:
-            continue  # it is added with its A
+            # It is added with its A.
+            continue
         if ".lora_A." in name:
             name = name.replace(".lora_A.", ".")
             up = adapter[full_name.replace(".lora_A.", ".lora_B.")]

@@ -449,7 +449,8 @@ class Trainer:
         report_progress(slow=True)
         with self._engine.evaluation() as model:
             metrics = self.evaluate(model)
-        barrier()  # before the step, which may take less time than the slowest process still needs here
+        # Before the step, which may take less time than the slowest process still needs here.
+        barrier()
         if tracker is not None:
             tracker.log(step, metrics)
             shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in metrics.items())

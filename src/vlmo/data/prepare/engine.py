@@ -166,7 +166,8 @@ def _write_chunks(
 
     records = 0
     progress.update(name, 0, total)
-    writer = _ChunkWriter(name, replace(source, items=list))  # as it is sent to other processes
+    # As it is sent to other processes.
+    writer = _ChunkWriter(name, replace(source, items=list))
     results = start_workers(writer, sampler=jobs(), num_workers=num_proc if num_proc > 1 else 0)
     for done, result in enumerate(results, start=1):
         if isinstance(result, Exception):

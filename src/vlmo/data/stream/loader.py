@@ -41,7 +41,8 @@ _MAX_EMPTY_EPOCHS = 16  # without a record
 # Without a good record between them, after which a lane gives up: a network that is down must not cost an epoch.
 _MAX_LOST_SHARDS = 32
 _MAX_BAD_RECORDS = 10_000
-_ENOUGH = 10_000  # samples of a process before the share of bad ones among them says anything
+# Samples of a process before the share of bad ones among them says anything.
+_ENOUGH = 10_000
 
 
 class Position(NamedTuple):
@@ -157,7 +158,8 @@ def read_stream(
     while True:
         entries, after = _read_block(stored, end, size=block, seed=seed)
         after = after or start
-        if end is not None:  # the block of the cursor was read again, and the first record after it
+        # The block of the cursor was read again, and the first record after it.
+        if end is not None:
             stored = read(end)
         # The list is in reverse, so that a record leaves memory as soon as it is used.
         while entries:
@@ -197,7 +199,8 @@ def _read_block(
         after = end or following
         if end is None and len(entries) == size:
             break
-    entries.sort(reverse=True)  # no two keys are equal
+    # No two keys are equal.
+    entries.sort(reverse=True)
     return entries, after
 
 

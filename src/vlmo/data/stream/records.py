@@ -30,12 +30,15 @@ from vlmo.data.tables import CAPTION_COLUMNS, MAX_CAPTIONS, column_of, file_colu
 
 MAX_MEMBER_BYTES = 1 << 28
 """Largest image in a tar or parquet file that is read."""
-_MAX_SKIPPED_BYTES = 1 << 36  # of a member that is no image, such as a video
-_MAX_TEXT_BYTES = 1 << 24  # of .txt and .json; JSON in memory takes twenty times its bytes
+# Of a member that is no image, such as a video.
+_MAX_SKIPPED_BYTES = 1 << 36
+# Of .txt and .json; JSON in memory takes twenty times its bytes.
+_MAX_TEXT_BYTES = 1 << 24
 # Of long names and other facts of a header, which older `tarfile` reads in quadratic time.
 _MAX_NAME_BYTES = 1 << 13
 _MAX_FACTS = 500  # of a record
-_MAX_KEY = 1000  # characters of a key in parquet, which names the image in an index; those that repeat get a number
+# Characters of a key in parquet, which names the image in an index; those that repeat get a number.
+_MAX_KEY = 1000
 _STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 """File systems that a record of a saved set may name; others read this machine or need more than a path."""
 
@@ -44,8 +47,10 @@ _OWN_NAMES = ("caption", "captions", "key", "status", "error_message")
 _KEYS = ("key", "image_id", "id")
 _TEXTS = (".txt", ".json")
 _BATCH_ROWS = 64
-_BUFFER = 1 << 18  # bytes that a tar file is read in
-_WAITS = (1.0, 4.0, 16.0)  # seconds before a remote shard is opened again
+# Bytes that a tar file is read in.
+_BUFFER = 1 << 18
+# Seconds before a remote shard is opened again.
+_WAITS = (1.0, 4.0, 16.0)
 
 # Hostile JSON nests too deep, a hostile header claims gigabytes, another type stands where a text is expected.
 _RECORD_ERRORS = (ValueError, AttributeError, TypeError, OverflowError, RecursionError, MemoryError)
@@ -193,7 +198,8 @@ class _Header(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # the end, as it should be
+                # The end, as it should be.
+                raise
             raise tarfile.ReadError("not a tar file, cut off or damaged here") from error
         if header.type in _EXTENDED and header.size > _MAX_NAME_BYTES:
             raise tarfile.ReadError(
@@ -210,7 +216,8 @@ def _tar_records(
     file: IO[bytes], shard: str, start: Offset, *, images: Images, details: bool
 ) -> Iterator[tuple[Record, Offset | None]]:
     if start.byte and file.seek(0, io.SEEK_END) == start.byte:
-        return  # a tar may lack the blocks that say that it ends
+        # A tar may lack the blocks that say that it ends.
+        return
     file.seek(start.byte)
     index = start.index
     members = _members(file, shard, start.byte, images=images)
@@ -244,11 +251,14 @@ def _members(
         with cast(Any, tarfile).open(fileobj=file, mode="r|", **options) as tar:
             while (header := tar.next()) is not None:
                 end = first + tar.offset
-                tar.members = []  # else all of them are kept
-                if header.size > _MAX_SKIPPED_BYTES:  # tarfile would look for its end for years
+                # Else all of them are kept.
+                tar.members = []
+                # `tarfile` would look for its end for years.
+                if header.size > _MAX_SKIPPED_BYTES:
                     raise tarfile.ReadError(f"{header.name!r:.80} claims {header.size:,} bytes")
                 folder, slash, name = header.name.rpartition("/")
-                if not header.isfile() or name.startswith("."):  # hidden, such as ._0.jpg of macOS
+                # Hidden, such as ._0.jpg of macOS.
+                if not header.isfile() or name.startswith("."):
                     continue
                 # webdataset splits at the first dot: 1.jpg and 1.seg.png belong to one sample.
                 key = f"{folder}{slash}{name.split('.')[0]}"
@@ -385,7 +395,8 @@ def _row_records(
                 raise row
             values = {role: row[name] for role, name in columns.items()}
             if values.get("image") is None and str(values.get("status")).startswith("failed"):
-                continue  # img2dataset keeps rows of images that could not be had
+                # img2dataset keeps rows of images that could not be had.
+                continue
             key = key if values.get("key") is None else str(values["key"])[:_MAX_KEY]
             metadata = {name: row[name] for name in others}
             record = _sample(
