@@ -257,7 +257,6 @@ def test_place_that_may_not_be_written_is_named(name, capsys, monkeypatch):
         ("serve vlmo-small", "vlmo.serving.parts", "serve"),
         ("export vlmo-small --out x", "onnxscript", "onnx"),
         ("evaluate vlmo-small", "vlmo.tasks", "train"),
-        ("verify beit3-base-vqa --data .", "datasets", "train"),  # before the model is downloaded
         ("photos .", "watchfiles", "photos"),
     ],
 )

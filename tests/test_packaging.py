@@ -129,7 +129,6 @@ REFUSED = {
     "train shapes-tokenizer": "train",
     "finetune vlmo-small --data .": "train",
     "evaluate vlmo-small": "train",
-    "verify beit3-base-vqa --data .": "train",
     "data prepare text --root . --out x": "train",
     "index vlmo-small . --out x": "retrieval",
     "embed vlmo-small . --out x.parquet": "retrieval",

@@ -35,7 +35,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": runs.train,
     "finetune": runs.finetune,
     "evaluate": tasks.evaluate,
-    "verify": tasks.verify,
     "predict": tasks.predict,
     "caption": tasks.caption,
     "index": searching.index,
@@ -57,7 +56,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _EXTRAS = {
     "finetune": ("train", "datasets"),
     "evaluate": ("train", "datasets"),
-    "verify": ("train", "datasets"),
     "data": ("train", "datasets"),
     "index": ("retrieval", "lancedb"),
     "search": ("retrieval", "lancedb"),

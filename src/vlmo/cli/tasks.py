@@ -184,40 +184,6 @@ def _command(rows: MeasureOptions, reranking: RerankOptions, *, split: str) -> s
     return " ".join(words)
 
 
-def verify(
-    name: tyro.conf.Positional[str],
-    *,
-    data: str,
-    out: Path | None = None,
-    batch_size: int | None = None,
-    device: Device = None,
-) -> None:
-    """Measure a published model beside its published results, for a report to send: vlmo verify NAME --data DIR.
-
-    Args:
-        name: One of vlmo models with published results; the first use downloads it.
-        data: The set of these results, a folder of vlmo data prepare.
-        out: JSON file; by default verify_NAME.json here.
-        batch_size: Rows that go through the model at a time; by default the task's.
-    """
-    out = out or Path(f"verify_{_plain(name)}.json")
-    # Refused before the model is downloaded.
-    check_new_file(out, option="--out", suffix=".json")
-    check_given([data], expected="the folder of a prepared set")
-    from vlmo.distributed import is_main
-    from vlmo.tasks.verification import verify as measure
-    from vlmo.training import launch
-
-    with launch(device) as chosen:
-        console = _progress_console()
-        results = measure(
-            name, source=data, out=out, batch_size=batch_size, device=str(chosen), console=console
-        )
-        if is_main():
-            Console(soft_wrap=True).print(results)
-            say(f"these and what they depend on in {out}; send it as an issue")
-
-
 def _choose(
     folder: Path,
     rows: MeasureOptions,
