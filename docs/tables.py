@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vlmo.data.false_captions import false_caption
 from vlmo.released.published import MODELS, NamedModel
 
 _METRICS = {
@@ -75,12 +72,5 @@ def published_models() -> str:
     return "\n".join(lines)
 
 
-def false_captions() -> str:
-    """Return a row for each caption of `captions.txt`: the caption, and the false one that the rules make of it."""
-    captions = Path(__file__).with_name("captions.txt").read_text(encoding="utf-8").splitlines()
-    rows = [f"| {caption} | {false_caption(caption) or 'none'} |" for caption in captions]
-    return "\n".join(["| caption | false caption |", "| --- | --- |", *rows])
-
-
-TABLES = {"published models": published_models, "false captions": false_captions}
+TABLES = {"published models": published_models}
 """Tables by the name in a page's line "Table: NAME"."""

@@ -183,7 +183,6 @@ def test_short_names_of_options_are_understood():
         ("evaluate", "--rerank-weight"),
         ("predict", "--question"),
         ("data prepare", "--num-proc"),
-        ("data", "false-captions"),
         ("search", "--model PATH --rerank INT {date}"),
         ("photos", "--no-open False)"),
         ("train base-stage3 --init x", "--init STR --lora.rank INT"),

@@ -44,7 +44,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "serve": searching.serve,
     "photos": searching.photos,
     "data prepare": tasks.prepare,
-    "data false-captions": tasks.false_captions,
     "recipes": runs.recipes,
     "models": folders.models,
     "import": folders.import_,
@@ -226,7 +225,7 @@ def _app(group: str) -> SubcommandApp:
         app.command(
             _app("data"),
             name="data",
-            help="Data sets: prepare published ones, make false captions.",
+            help="Data sets: prepare published ones.",
         )
     return app
 

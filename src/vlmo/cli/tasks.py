@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,41 +291,6 @@ def prepare(name: tyro.conf.Positional[str], *, root: Path, out: Path, num_proc:
         table.add_row(escaped(split), *(f"{number:,}" for number in counts.values()))
     Console(soft_wrap=True).print(table)
     say(*summary.lines(), f"{out} is ready")
-
-
-def false_captions(
-    source: tyro.conf.Positional[str], *, out: Path, split: str = "train", show: int = 10
-) -> None:
-    """Give captions false versions by rule, negatives of training: vlmo data false-captions SOURCE --out DIR.
-
-    Args:
-        source: Built-in name, or a path (docs/data.md).
-        out: New folder for the rows with false captions, of this split alone.
-        split: Part of the data.
-        show: Number of examples that are printed.
-    """
-    from datasets import DatasetDict
-
-    from vlmo.data.false_captions import with_false_captions
-    from vlmo.data.rows import column
-    from vlmo.data.sources import open_source
-    from vlmo.folder.atomic import write_folder
-
-    if out.exists():
-        raise ValueError(f"{out} exists; give the name of a new folder")
-    rows = with_false_captions(open_source(source, split=split))
-    captions = itertools.chain(*column(rows, "captions"))
-    false_captions = itertools.chain(*column(rows, "false_captions"))
-    pairs = list(zip(captions, false_captions, strict=True))
-    # A caption that no rule fits has an empty version.
-    changed = [pair for pair in pairs if pair[1]]
-    with write_folder(out) as aside:
-        DatasetDict({split: rows}).save_to_disk(aside)
-    if show:
-        # Spread over all rows, which may be sorted.
-        step = math.ceil(len(changed) / show) or 1
-        say(*(f"{true}  ->  {false}" for true, false in changed[::step]))
-    say(f"{len(changed):,} of {len(pairs):,} captions have a false version; {out} is ready")
 
 
 def _plain(name: str) -> str:

@@ -1,23 +1,25 @@
-"""False captions by rule: a true caption with one color, number, size, side or relation changed, or two things swapped.
+"""Give English captions false versions by rule: python examples/false_captions.py SOURCE NEW_FOLDER [SPLIT].
 
-They are the negatives of "When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do About It?"
-(Yuksekgonul et al. 2023), made from closed lists of English words: a caption without any of them has none.
+A true caption gets one color, number, size, side or relation changed, or two things exchanged. Such
+captions are the negatives of "When and Why Vision-Language Models Behave like Bags-of-Words, and What
+to Do About It?" (Yuksekgonul et al. 2023), made here from closed lists of words: a caption without any
+of them has none.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+import sys
 import zlib
-from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
+from datasets import Dataset, DatasetDict
 
-from vlmo.data.rows import column
 from vlmo.data.schema import CONTRAST_FEATURES
+from vlmo.data.sources import open_source
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+SHOWN = 10
 
 # What lies close together is not exchanged: the red of one is the orange or the pink of another.
 _COLORS = {
@@ -92,15 +94,14 @@ def with_false_captions(rows: Dataset) -> Dataset:
     """Return the rows with a column `false_captions`; ValueError if they have one, or no caption gets a false one."""
     if "false_captions" in rows.column_names:
         raise ValueError("the rows have false captions already")
-    captions = column(rows, "captions")
-    false = [[false_caption(text or "") for text in texts or ()] for texts in captions]
+    false = [[false_caption(text or "") for text in texts or ()] for texts in rows["captions"]]
     if not any(map(any, false)):
         raise ValueError(
             "no caption has a word of the rules: colors, numbers, sizes, sides, two things in a relation"
         )
     feature = CONTRAST_FEATURES["false_captions"]
     values = pa.array(false, type=CONTRAST_FEATURES.arrow_schema.field("false_captions").type)
-    return cast("Dataset", rows.add_column("false_captions", cast("list", values), feature=feature))
+    return rows.add_column("false_captions", values, feature=feature)
 
 
 def false_caption(caption: str) -> str:
@@ -165,3 +166,19 @@ def _like(*, word: str, model: str) -> str:
 
 def _with_articles(text: str) -> str:
     return _ARTICLE.sub(lambda match: match[1] + "n" * (match[2][0].lower() in "aeiou"), text)
+
+
+def main(source: str, folder: str, split: str = "train") -> None:
+    """Write the rows of a split with their false captions, and print some pairs, spread over all rows."""
+    rows = with_false_captions(open_source(source, split=split))
+    captions = itertools.chain(*rows["captions"])
+    pairs = list(zip(captions, itertools.chain(*rows["false_captions"]), strict=True))
+    changed = [pair for pair in pairs if pair[1]]
+    DatasetDict({split: rows}).save_to_disk(folder)
+    for true, false in changed[:: len(changed) // SHOWN or 1]:
+        print(f"{true}  ->  {false}")
+    print(f"{len(changed):,} of {len(pairs):,} captions have a false version; {folder} is ready")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -3,12 +3,11 @@ import re
 
 import pytest
 from datasets import Dataset
+from false_captions import false_caption, false_captions, main, with_false_captions
 from PIL import Image
 
-from vlmo import cli
 from vlmo.data.builtin.scenes import Scene
 from vlmo.data.builtin.shapes import make_scene, pools, sentences
-from vlmo.data.false_captions import false_caption, false_captions, with_false_captions
 from vlmo.data.sources import open_source
 
 PHRASE = re.compile(r"an? ([a-z]+) ([a-z]+)(?: at the (top|bottom) (left|right))?")
@@ -95,22 +94,16 @@ def test_a_missing_caption_gets_none():
     assert list(with_false_captions(rows)["false_captions"]) == expected
 
 
-def test_command_adds_them_to_ones_own_captions(tmp_path, capsys):
+def test_script_adds_them_to_ones_own_captions(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
     line = '{"file_name": "a.png", "captions": ["a red car", "a car"]}'
     (images / "metadata.jsonl").write_text(line)
-    cli.main(["data", "false-captions", str(images), "--out", str(tmp_path / "out")])
+    main(str(images), str(tmp_path / "out"))
     assert "1 of 2 captions have a false version" in capsys.readouterr().out
     read = open_source(str(tmp_path / "out"))
     assert list(read["captions"]) == [["a red car", "a car"]]
     assert list(read["false_captions"]) == [[false_caption("a red car"), ""]]
-    for source, out, message in (
-        (images, "out", "exists"),
-        (tmp_path / "out", "x", "have false captions already"),
-    ):
-        with pytest.raises(SystemExit):
-            cli.main(["data", "false-captions", str(source), "--out", str(tmp_path / out)])
-        assert message in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
+    with pytest.raises(ValueError, match="have false captions already"):
+        main(str(tmp_path / "out"), str(tmp_path / "x"))
