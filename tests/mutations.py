@@ -52,10 +52,10 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
-        "EXIF texts of four bytes read elsewhere",
+        "photographs of the south shown in the north",
         "data/capture.py",
-        "value if count > 4 else offset + 8",
-        "value if count >= 4 else offset + 8",
+        '"S": -1',
+        '"S": 1',
     ),
     Mutation(
         "words of captions see the next one",

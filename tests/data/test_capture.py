@@ -11,6 +11,8 @@ from tests.toy_heic import heic
 from vlmo.data.capture import captured, dated, position
 from vlmo.data.decoding import read_info
 
+# Pillow's, of tags that it leaves out.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 MAKE, MODEL, CHANGED, MORE, GPS = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825
 NOWHERE, FAR = ({1: "N", 2: (north, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)} for north in (0.0, 99.0))
 PARIS = {1: "N", 2: (48.0, 51.0, 24.0), 3: "E", 4: (2.0, 21.0, 8.0)}

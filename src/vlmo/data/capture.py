@@ -1,8 +1,4 @@
-"""When, where and with which camera a photograph was taken, as its file says.
-
-Pillow's own reader of EXIF data is not used: of data that are damaged in one place it reads fewer of
-the other fields, all or nothing of some directories, and it warns of every tag that it leaves out.
-"""
+"""When, where and with which camera a photograph was taken, as its file says."""
 
 from __future__ import annotations
 
@@ -13,25 +9,13 @@ import struct
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from operator import itemgetter
+from typing import Any
 
-# Tags of EXIF (CIPA DC-008), of which two lead to other directories.
-_MAKE = 0x010F
-_MODEL = 0x0110
-_CHANGED = 0x0132
-_MORE = 0x8769
-_PLACE = 0x8825
-# Sides ("N" or "S", "E" or "W") in the directory of the place.
-_NORTH = 1
-_EAST = 3
+from PIL import ExifTags, Image
+from PIL.ExifTags import GPS, Base
+
 _SIGNS = {"N": 1, "E": 1, "S": -1, "W": -1}
-_ORIGINAL = 0x9003
-_DIGITIZED = 0x9004
-# Types of values.
-_TEXT = 2
-_LONG = 4
-_FRACTIONS = 5
-# Cameras write some tens of tags, and short names.
-_MAX_TAGS = 1000
+# Names of cameras are short.
 _MAX_TEXT = 100
 _XMP_DATE = re.compile(
     rb"\b(exif:DateTimeOriginal|exif:DateTimeDigitized|photoshop:DateCreated|xmp:CreateDate|xmp:ModifyDate)"
@@ -49,6 +33,7 @@ _DATE = re.compile(r"(\d{4})[:-](\d\d)[:-](\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d))?
 
 
 Columns = dict[str, str | float]
+Directory = Mapping[int, Any]
 Date = tuple[int, str, str]
 """Rank, text and "exif" or "xmp"."""
 
@@ -65,7 +50,7 @@ def captured(info: Mapping[str, object]) -> Columns:
     exif = info.get("exif")
     xmp = info.get("xmp")
     if isinstance(exif, bytes):
-        columns, dates = _read_exif(exif.removeprefix(b"Exif\0\0"))
+        columns, dates = _read_exif(exif)
     if isinstance(xmp, bytes):
         for name, text in _XMP_DATE.findall(xmp):
             dates.append((_RANKS[name], text.decode(), "xmp"))
@@ -96,61 +81,43 @@ def dated(seconds: float, *, source: str, zone: tzinfo | None = None) -> Columns
     return {"taken": taken.isoformat(), "taken_from": source}
 
 
-def _read_exif(exif: bytes) -> tuple[Columns, list[Date]]:
+def _read_exif(data: bytes) -> tuple[Columns, list[Date]]:
     """Return columns and dates; a field that is damaged leaves the others."""
-    # Intel (II) or Motorola (MM), as in TIFF.
-    order = "<" if exif[:2] == b"II" else ">"
-    header = struct.Struct(f"{order}4xI")
-    if len(exif) < header.size:
-        return {}, []
-    main = _Directory(exif, *header.unpack_from(exif), order=order)
-    more = _Directory(exif, main.numbers.get(_MORE, len(exif)), order=order)
-    place = _Directory(exif, main.numbers.get(_PLACE, len(exif)), order=order)
-    make = main.texts.get(_MAKE, "")
-    camera = main.texts.get(_MODEL, "")
+    exif = Image.Exif()
+    more: Directory = {}
+    place: Directory = {}
+    # No header, or a directory at an offset below zero.
+    with contextlib.suppress(SyntaxError, ValueError, struct.error):
+        exif.load(data)
+        more = exif.get_ifd(ExifTags.IFD.Exif)
+        place = exif.get_ifd(ExifTags.IFD.GPSInfo)
+    make = _text(exif, Base.Make)
+    camera = _text(exif, Base.Model)
     if not camera.lower().startswith(make.lower()):
         camera = f"{make} {camera}".strip()
     columns: Columns = {"camera": camera} if camera else {}
-    columns |= position(_degrees(place, _NORTH), _degrees(place, _EAST))
+    columns |= position(_degrees(place, GPS.GPSLatitude), _degrees(place, GPS.GPSLongitude))
     dates = [
-        (0, more.texts.get(_ORIGINAL, ""), "exif"),
-        (1, more.texts.get(_DIGITIZED, ""), "exif"),
-        (3, main.texts.get(_CHANGED, ""), "exif"),
+        (0, _text(more, Base.DateTimeOriginal), "exif"),
+        (1, _text(more, Base.DateTimeDigitized), "exif"),
+        (3, _text(exif, Base.DateTime), "exif"),
     ]
     return columns, dates
 
 
-class _Directory:
-    """Texts, whole numbers and triples of fractions by their tags; what lies outside of the data is left out."""
-
-    def __init__(self, exif: bytes, start: int, *, order: str) -> None:
-        self.texts = dict[int, str]()
-        self.numbers = dict[int, int]()
-        self.triples = dict[int, list[float]]()
-        total = int.from_bytes(exif[start : start + 2], "little" if order == "<" else "big")
-        for offset in range(start + 2, start + 2 + 12 * min(total, _MAX_TAGS), 12):
-            with contextlib.suppress(
-                struct.error
-            ):  # a value, or the tag itself, is not in the data
-                tag, kind, count, value = struct.unpack_from(f"{order}HHII", exif, offset)
-                if kind == _TEXT:
-                    at = value if count > 4 else offset + 8
-                    # Texts of up to four bytes stand in the entry itself, in place of the offset.
-                    text = exif[at : at + min(count, _MAX_TEXT)].partition(b"\0")[0]
-                    self.texts[tag] = text.decode(errors="replace").strip()
-                elif kind == _LONG:
-                    self.numbers[tag] = value
-                elif kind == _FRACTIONS and count == 3:
-                    parts = struct.unpack_from(f"{order}6I", exif, value)
-                    self.triples[tag] = [parts[at] / (parts[at + 1] or 1) for at in (0, 2, 4)]
+def _text(directory: Directory, tag: int) -> str:
+    value = directory.get(tag)
+    return value[:_MAX_TEXT].partition("\0")[0].strip() if isinstance(value, str) else ""
 
 
-def _degrees(place: _Directory, tag: int) -> float:
-    """Return degrees, minutes and seconds as one number, below zero in the south and west.
-
-    Args:
-        tag: Tag of the side; the degrees stand under the next one. NaN without one of both.
-    """
-    sign = _SIGNS.get(place.texts.get(tag, "")[:1].upper(), math.nan)
-    degrees, minutes, seconds = place.triples.get(tag + 1, (math.nan, 0.0, 0.0))
+def _degrees(place: Directory, tag: int) -> float:
+    """Return degrees, minutes and seconds as one number, below zero in the south and west; NaN if damaged."""
+    # The side stands under the tag before.
+    sign = _SIGNS.get(_text(place, tag - 1)[:1].upper(), math.nan)
+    try:
+        # Some cameras write no seconds as 0/0.
+        parts = [part.numerator / (part.denominator or 1) for part in place[tag]]
+        degrees, minutes, seconds = parts
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return math.nan
     return sign * (degrees + minutes / 60 + seconds / 3600)
