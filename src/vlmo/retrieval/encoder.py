@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,10 +21,8 @@ from vlmo.export.sessions import Pixels, Precision
 from vlmo.folder import JsonObject, architectures, check_processor, read_config, read_json
 from vlmo.processing.images import to_rgb
 from vlmo.released import find_model
+from vlmo.retrieval.engine import TEXT_PADDING, Engine, is_dual_encoder
 from vlmo.retrieval.graphs_engine import EngineName, GraphsEngine, default_engine
-
-if TYPE_CHECKING:
-    from vlmo.retrieval.torch_engine import TorchEngine
 
 THUMBNAIL = 256  # longest side in pixels
 BATCH = 64
@@ -44,6 +42,8 @@ _FILES = (
     "*.safetensors.index.json",
     "tokenizer.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "*.spm",
     "*.model",
     "special_tokens_map.json",
@@ -51,7 +51,7 @@ _FILES = (
 )
 # Settings of tokenizer_config.json that change no word of a text, and the others' usual values.
 _WORDLESS = ("backend", "clean_up_tokenization_spaces", "is_local", "local_files_only")
-_WORDLESS += ("model_input_names", "model_max_length", "processor_class", "tokenizer_class")
+_WORDLESS += ("model_input_names", "processor_class", "tokenizer_class")
 _USUAL = {
     "do_lower_case": [True],
     "strip_accents": [None],
@@ -82,6 +82,7 @@ class Encoder:
         dim: Size of a vector.
         device: Device of the model, such as "cpu" or "cuda:0".
         can_match: True if the model has a matching head, so that `match` works.
+        no_match: Reason why `match` is refused, where it is.
         inverse_temperature: Factor that turns similarities into logits, as in training.
         least_side: Pixels each way that a JPEG that is decoded at a smaller scale has for `pixels` and thumbnails.
         rerank_weight: Share of the match score in the order of images for a text, from config.json.
@@ -90,7 +91,8 @@ class Encoder:
         pool: Threads that decode and resize images.
 
     Args:
-        folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco".
+        folder: Model folder, of stage 3 or fine-tuned for retrieval, or the name of a model such as "vlmo-base-coco";
+            or a folder of transformers' CLIP, SigLIP or SigLIP 2, which has no fusion encoder.
         engine: "torch"; "onnx" (ONNX Runtime) and "openvino" run graphs on the CPU, which the first use writes into
             the cache. None: torch, and for int8 the faster of the other two that is installed.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
@@ -113,7 +115,6 @@ class Encoder:
         self.folder = Path(find_model(Path(folder).expanduser()))
         # Raises if it is no model folder.
         architectures(self.folder)
-        check_processor(self.folder)
         self.fingerprint = model_fingerprint(self.folder)
         if precision not in {"float32", "int8"}:
             raise ValueError(f"precision is {precision!r}; expected float32 or int8")
@@ -123,9 +124,10 @@ class Encoder:
         self.dim = self._engine.dim
         self.device = self._engine.device
         self.can_match = self._engine.can_match
+        self.no_match = self._engine.no_match
         self.inverse_temperature = self._engine.inverse_temperature
         settings = read_config(self.folder)
-        self.least_side = max(THUMBNAIL, settings.get("image_size", THUMBNAIL))
+        self.least_side = max(THUMBNAIL, self._engine.image_size)
         self._vocabulary_size = settings.get("vocab_size", math.inf)
         # The default is that of VLMoConfig.
         self.rerank_weight = self._weight(settings, "rerank_weight", 0.5)
@@ -136,7 +138,23 @@ class Encoder:
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
 
-    def _open_engine(self, device: str | None) -> TorchEngine | GraphsEngine:
+    def _open_engine(self, device: str | None) -> Engine:
+        if is_dual_encoder(self.folder):
+            if self.engine != "torch":
+                raise ValueError(
+                    f"{self.folder} is no VLMo; it runs in the engine torch, in float32"
+                )
+            # It imports transformers' models, which take seconds.
+            from vlmo.retrieval.transformers_engine import TransformersEngine
+
+            return TransformersEngine(self.folder, device=device)
+        model_type = read_config(self.folder).get("model_type", "vlmo")
+        if model_type != "vlmo":
+            raise ValueError(
+                f"{self.folder} holds a {model_type}; expected a VLMo that retrieves, or a dual encoder of the "
+                f"types {', '.join(TEXT_PADDING)}"
+            )
+        check_processor(self.folder)
         if self.engine != "torch":
             return GraphsEngine(
                 self.folder,
@@ -218,10 +236,8 @@ class Encoder:
         """The words of a text, and the attention of each to each patch of the image.
 
         Raises:
-            ValueError: No word is left, or the engine is not torch.
+            ValueError: No word is left, or the engine keeps no attention.
         """
-        if isinstance(self._engine, GraphsEngine):
-            raise ValueError("exported graphs keep no attention; take the engine torch")
         with self._lock:
             return self._engine.attention(self.pixels(image), text)
 
@@ -259,7 +275,11 @@ def model_fingerprint(folder: Path) -> str:
                 settings = {key: value for key, value in settings.items() if key not in _IRRELEVANT}
             # Sorted keys: a file that was written again has the same fingerprint.
             digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
-    if words := _unusual_words(folder):
+    words = _unusual_words(folder)
+    # The other models pad or cut texts to the tokenizer's length; ours has its own setting.
+    if not is_dual_encoder(folder):
+        words.pop("model_max_length", None)
+    if words:
         digest.update(f"{json.dumps(words, sort_keys=True)}\n".encode())
     for path in sorted({path for pattern in _FILES for path in folder.glob(pattern)}):
         with path.open("rb") as file:

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,6 +33,7 @@ from vlmo.export.sessions import (
 from vlmo.folder import file_in
 from vlmo.lazy import install_command, need_package
 from vlmo.progress import Progress
+from vlmo.retrieval.engine import NO_MATCHING_HEAD
 
 EngineName = Literal["torch", "onnx", "openvino"]
 CALIBRATION = "emoji-pairs"
@@ -66,6 +67,7 @@ class GraphsEngine:
     """
 
     device = "cpu"
+    no_match = NO_MATCHING_HEAD
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class GraphsEngine:
         about = read_description(written)
         graphs = about["graphs"]
         self._size: list[int] = about["image"]["size"]
+        self.image_size = max(self._size)
         self.can_match = FUSION_ENCODER in graphs
         self.dim: int = graphs[IMAGE_ENCODER]["outputs"]["image_embeds"]["shape"][-1]
         # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
@@ -93,7 +96,7 @@ class GraphsEngine:
         @functools.cache  # a graph is loaded when it is first run
         def session(name: str) -> OnnxSession | OpenVinoSession:
             if name not in graphs:
-                raise ValueError("this model has no matching head")
+                raise ValueError(NO_MATCHING_HEAD)
             file = file_in(written, graphs[name][precision]["file"])
             if engine == "openvino":
                 return OpenVinoSession(
@@ -131,6 +134,10 @@ class GraphsEngine:
         # (pair, 2): no match, match.
         logits = self._session(FUSION_ENCODER)(_pixel_values(pixels), *self._tokens(texts))[0]
         return logits[:, 1] - logits[:, 0]
+
+    def attention(self, *_: object) -> NoReturn:
+        """Raise ValueError: graphs give vectors and logits alone."""
+        raise ValueError("exported graphs keep no attention; take the engine torch")
 
     def _tokens(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         # Pairs of a search share the query, which is encoded once.

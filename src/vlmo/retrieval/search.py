@@ -296,7 +296,7 @@ class Searcher:
             return 0
         if options.rerank and not self.encoder.can_match:
             raise ValueError(
-                f"{self.encoder.folder}: this model has no matching head; leave rerank at 0"
+                f"{self.encoder.folder}: {self.encoder.no_match}; leave rerank at 0, or index with a VLMo"
             )
         if options.rerank and not can_rerank:
             raise ValueError(

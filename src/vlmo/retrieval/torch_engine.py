@@ -17,11 +17,14 @@ from vlmo.export.sessions import Pixels
 from vlmo.model.attention_maps import attention_maps, maps_by_word
 from vlmo.processing import EvalTransform
 from vlmo.processing.transforms import by_shape
+from vlmo.retrieval.engine import NO_MATCHING_HEAD
 from vlmo.types import normalize_pixels
 
 
 class TorchEngine:
     """The model of a folder on a device; None takes a GPU if there is one."""
+
+    no_match = NO_MATCHING_HEAD
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         chosen = choose_device(device)
@@ -34,6 +37,7 @@ class TorchEngine:
         self.device = str(model.device)
         # Width of the ITC projection, not that of the backbone.
         self.dim: int = model.contrast_head.image_projection.out_features
+        self.image_size: int = model.config.image_size
         self.can_match = model.match_head is not None
         # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
         self.inverse_temperature = float(model.contrast_head.logit_scale.exp())

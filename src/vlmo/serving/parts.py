@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmo.folder import architectures
 from vlmo.processing.transforms import by_shape
 from vlmo.retrieval import Encoder, Index, Searcher
+from vlmo.retrieval.engine import is_dual_encoder
 from vlmo.retrieval.graphs_engine import EngineName, Precision
 from vlmo.retrieval.search import IMAGES, PAIRS, TEXTS, TOKENS
 from vlmo.serving.batcher import Call
@@ -104,7 +105,7 @@ def load_parts(
         ValueError: A folder is of another kind, or model and index do not belong together.
     """
     task = "retrieval"
-    if _RETRIEVAL_MODELS.isdisjoint(architectures(folder)):
+    if _RETRIEVAL_MODELS.isdisjoint(architectures(folder)) and not is_dual_encoder(folder):
         # Tasks import training, which a service for search does not need.
         from vlmo.tasks import task_of
 

@@ -125,7 +125,7 @@ class Service:
         encoder = self._encoder()
         if request.rerank and not encoder.can_match:
             raise ServiceError(
-                422, "this model has no matching head, so it cannot rerank", hint="leave out rerank"
+                422, f"{encoder.no_match}, so it cannot rerank", hint="leave out rerank"
             )
         contents = (request, *request.parts)
         images = [content.image for content in contents if content.image is not None]
@@ -178,9 +178,7 @@ class Service:
         """
         encoder = self._encoder(request.model)
         if not encoder.can_match:
-            raise ServiceError(
-                404, "this model has no matching head", hint="serve one that stage 3 has left"
-            )
+            raise ServiceError(404, encoder.no_match, hint="serve a VLMo that stage 3 has left")
         weight = request.weight
         if weight is None and request.query.text is None:
             weight = encoder.rerank_weight_image_to_text
