@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -117,6 +118,23 @@ def test_damaged_folders_and_other_models_are_refused(clip):
     change(clip / "config.json", model_type="bert", architectures=["BertModel"])
     with pytest.raises(ValueError, match=r"holds a bert; expected .* clip, siglip, siglip2"):
         Encoder(clip)
+
+
+def test_code_of_a_folder_is_refused_and_not_run(clip):
+    (clip / "code.py").write_text("raise SystemExit('it ran')")
+    names = {"auto_map": {"AutoProcessor": "code.Processor"}, "processor_class": "Processor"}
+    change(clip / "processor_config.json", **names)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Encoder(clip)
+
+
+def test_vectors_are_written_by_the_command(folders, tmp_path):
+    images = write_folder(tmp_path / "images", numbers=range(2), table=False)
+    main(["embed", str(folders["siglip"]), str(images), "--out", str(tmp_path / "v.parquet")])
+    vectors = np.stack(pq.read_table(tmp_path / "v.parquet")["vector"].to_pylist())
+    expected = Encoder(folders["siglip"]).embed_images(drawings()[:2])
+    order = [0, 1] if np.allclose(vectors, expected, atol=CLOSE) else [1, 0]
+    np.testing.assert_allclose(vectors, expected[order], atol=CLOSE)
 
 
 def test_folder_that_lacks_tensors_is_refused(clip):

@@ -1,8 +1,11 @@
 """Tiny CLIP, SigLIP and SigLIP 2 in transformers' layout, with tokenizers of letters."""
 
+import io
 import string
+import tempfile
 from pathlib import Path
 
+import sentencepiece
 import torch
 from transformers import (
     CLIPConfig,
@@ -20,6 +23,7 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    SiglipTokenizer,
 )
 
 MODEL_TYPES = ("clip", "siglip", "siglip2")
@@ -62,11 +66,31 @@ def _clip() -> tuple[PreTrainedModel, CLIPProcessor]:
     return CLIPModel(config), CLIPProcessor(images, tokenizer)
 
 
-def _letters(*, max_length: int | None = None) -> Siglip2Tokenizer:
+def _letters() -> Siglip2Tokenizer:
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *string.ascii_lowercase]
     vocabulary = {word: number for number, word in enumerate(words)}
-    lengths = {} if max_length is None else {"model_max_length": max_length}
-    return Siglip2Tokenizer(vocab=vocabulary, merges=[], **lengths)
+    return Siglip2Tokenizer(vocab=vocabulary, merges=[])
+
+
+def _sentencepiece() -> SiglipTokenizer:
+    """Train a tokenizer of 32 pieces; the published ones have the same special tokens."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([string.ascii_lowercase] * 3),
+        model_writer=model,
+        model_type="char",
+        vocab_size=30,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model.getvalue())
+        file.flush()
+        return SiglipTokenizer(file.name)
 
 
 def _siglip() -> tuple[PreTrainedModel, SiglipProcessor]:
@@ -74,7 +98,7 @@ def _siglip() -> tuple[PreTrainedModel, SiglipProcessor]:
     vision = {"image_size": 16, "patch_size": 8}
     config = SiglipConfig(text_config=_SIZES | text, vision_config=_SIZES | vision)
     images = SiglipImageProcessor(size={"height": 16, "width": 16})
-    return SiglipModel(config), SiglipProcessor(images, _letters(max_length=64))
+    return SiglipModel(config), SiglipProcessor(images, _sentencepiece())
 
 
 def _siglip2() -> tuple[PreTrainedModel, Siglip2Processor]:

@@ -43,10 +43,17 @@ class TransformersEngine:
         if not weight_files(folder):
             raise ValueError(f"{folder} has no model.safetensors; save the model with safetensors")
         with one_line_errors(folder):
+            # Nothing is downloaded, and no code of the folder is run, nor its owner asked about it.
             model, report = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            self._processor = AutoProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         # transformers would go on with random weights.
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
