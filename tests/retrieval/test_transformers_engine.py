@@ -193,3 +193,36 @@ def test_photos_takes_a_folder_of_transformers(folders, tmp_path, monkeypatch):
     index = tmp_path / "index"
     main(["photos", str(images), "--model", str(folders["clip"]), "--index", str(index)])
     assert given[0].fingerprint == Encoder(folders["clip"]).fingerprint
+
+
+def test_a_vlmo_reranks_what_another_model_found(folders, model, encoder, tmp_path, capsys):
+    images = write_folder(tmp_path / "images", numbers=range(6), table=False)
+    index = tmp_path / "index"
+    build_index(folders["clip"], [images], out=index)
+    both = Encoder(folders["clip"], reranker=encoder)
+    text = "a red circle"
+    np.testing.assert_allclose(
+        both.match(drawings()[:2], [text] * 2),
+        encoder.match(drawings()[:2], [text] * 2),
+        atol=CLOSE,
+    )
+    hits = Searcher(both, index).search(text, top=6, rerank=6, weight=1).hits
+    paths = [Path(hit.path).relative_to(images) for hit in hits]
+    matches = encoder.match([drawings()[NAMES.index(str(path))] for path in paths], [text] * 6)
+    np.testing.assert_allclose([hit.match for hit in hits], matches, atol=CLOSE)
+    assert sorted(matches, reverse=True) == list(matches)
+    words = ["--reranker", str(model), "--rerank", "6", "--rerank-weight", "1", "--top", "6"]
+    main(["search", str(index), text, "--json", *words])
+    shown = json.loads(capsys.readouterr().out)
+    assert [hit["id"] for hit in shown["hits"]] == [hit.id for hit in hits]
+    with TestClient(create_app(load_parts(folders["clip"], index=index, reranker=model))) as client:
+        body = {"text": text, "top": 6, "rerank": 6, "weight": 1}
+        answer = client.post("/v1/search", json=body).json()
+        assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in hits]
+        documents = [in_base64((images / name).read_bytes()) for name in NAMES[:3]]
+        body = {"query": text, "documents": [{"image": image} for image in documents]}
+        answer = client.post("/v1/rerank", json=body | {"weight": 1})
+        order = [result["index"] for result in answer.json()["results"]]
+        assert order == np.argsort(-encoder.match(drawings()[:3], [text] * 3)).tolist()
+    with pytest.raises(ValueError, match="no fusion encoder; rerank with another VLMo"):
+        Encoder(model, reranker=folders["siglip"])

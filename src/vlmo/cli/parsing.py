@@ -62,12 +62,18 @@ class EngineOptions:
                 "--precision int8 belongs to the engines onnx and openvino; leave out --engine torch"
             )
 
-    def encoder(self, folder: str | Path) -> Encoder:
-        """Return the encoder of a model folder; ValueError if it has none."""
+    def encoder(self, folder: str | Path, *, reranker: str | None = None) -> Encoder:
+        """Return the encoder of a model folder, maybe with a reranker; ValueError if a folder has none."""
         # It imports torch, which takes seconds and no wrong option should wait for.
         from vlmo.retrieval import Encoder
 
-        return Encoder(folder, engine=self.engine, precision=self.precision, device=self.device)
+        return Encoder(
+            folder,
+            engine=self.engine,
+            precision=self.precision,
+            device=self.device,
+            reranker=reranker,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,13 @@ class IndexEngineOptions(EngineOptions):
 
     model: Path | None = None
 
-    def encoder_of(self, index: Index) -> Encoder:
+    def encoder_of(self, index: Index, *, reranker: str | None = None) -> Encoder:
         """Return the encoder; ValueError if the folder that the index was made with is gone."""
         if self.model is None and not Path(index.model_folder).is_dir():
             raise ValueError(
                 f"the model of this index was in {index.model_folder}, which is gone; give --model with its folder"
             )
-        return self.encoder(self.model or index.model_folder)
+        return self.encoder(self.model or index.model_folder, reranker=reranker)
 
 
 Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]

@@ -142,6 +142,7 @@ def search(
     options: Annotated[SearchOptions, tyro.conf.arg(name="")] = SearchOptions(),  # noqa: B008
     json: bool = False,
     sheet: Path | None = None,
+    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
     engines: IndexEngines = IndexEngineOptions(),  # noqa: B008
 ) -> None:
     """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] ["+at night" "-0.5*people"].
@@ -152,6 +153,7 @@ def search(
         parts: More words, or files of images, to add (+) or subtract (-), maybe with a weight and a * before them.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
+        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
     """
     from vlmo.data.listing import image_named
 
@@ -161,7 +163,7 @@ def search(
     from vlmo.retrieval import Index, Searcher
 
     index = Index(folder)
-    searcher = Searcher(engines.encoder_of(index), index)
+    searcher = Searcher(engines.encoder_of(index, reranker=reranker), index)
     result = searcher.search(image or query or None, parts=weighted_parts, **vars(options))
     # As it was typed, for the heading of the result.
     query = " ".join([query, *(part.strip() for part in parts)])
@@ -219,6 +221,7 @@ def serve(
     index: Path | None = None,
     vqa: Path | None = None,
     captioning: Path | None = None,
+    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
     address: Address = ServerAddress(),
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008
@@ -229,6 +232,7 @@ def serve(
         index: Index that vlmo index has made with this model; without it nothing is searched.
         vqa: Folder of another model, which answers questions about images.
         captioning: Folder of another model, which describes images.
+        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
     """
     folder = Path(find_model(folder))
     check_given([index], expected="an index that vlmo index has made")
@@ -247,6 +251,7 @@ def serve(
             engine=engines.engine,
             precision=engines.precision,
             device=engines.device,
+            reranker=reranker,
         )
         run(bound, parts, settings)
 
@@ -258,6 +263,7 @@ def photos(
     index: Path | None = None,
     address: Address = ServerAddress(),
     no_open: tyro.conf.FlagCreatePairsOff[bool] = False,
+    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
     ocr: bool = find_spec("rapidocr") is not None,
     engines: Engines = EngineOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -268,6 +274,7 @@ def photos(
         model: A name that vlmo models lists, or a model folder.
         index: Folder of the index; by default one in the cache, which the output names.
         no_open: Do not show the page in a browser.
+        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
         ocr: Find images by text in them too; by default where the extra ocr is installed. Indexing takes longer.
     """
     folder = folder.expanduser()
@@ -278,7 +285,7 @@ def photos(
 
     settings = Settings(api_key=read_key(address.api_key_file))
     with bind(address.host, address.port) as bound:
-        encoder = engines.encoder(_find_or_explain(model))
+        encoder = engines.encoder(_find_or_explain(model), reranker=reranker)
         index = (index or _cached_index(folder, encoder)).expanduser()
         say(
             f"index: {index}",

@@ -65,10 +65,11 @@ class VLMoReranker(Reranker):
                 cell = {"bytes": None, "path": value}
             # Images that cannot be read have no pixels.
             with contextlib.suppress(ValueError, OSError):
-                images.append(self.encoder.pixels(decode_image(cell)))
+                images.append(self.encoder.both_pixels(decode_image(cell)))
                 rows.append(row)
-        similarity = self.encoder.embed_pixels(images) @ self.encoder.embed_texts([query])[0]
-        log_odds = self.encoder.match_pairs([(image, query) for image in images])
+        vectors = self.encoder.embed_pixels([to_embed for to_embed, _ in images])
+        similarity = vectors @ self.encoder.embed_texts([query])[0]
+        log_odds = self.encoder.match_pairs([(to_match, query) for _, to_match in images])
         # Images that cannot be read come last.
         scores = np.full(len(values), -np.inf, dtype=np.float32)
         scores[rows] = rerank_score(

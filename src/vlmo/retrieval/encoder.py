@@ -82,6 +82,7 @@ class Encoder:
         dim: Size of a vector.
         device: Device of the model, such as "cpu" or "cuda:0".
         can_match: True if the model has a matching head, so that `match` works.
+        matcher: The encoder that scores pairs: itself, or the reranker.
         no_match: Reason why `match` is refused, where it is.
         inverse_temperature: Factor that turns similarities into logits, as in training.
         least_side: Pixels each way that a JPEG that is decoded at a smaller scale has for `pixels` and thumbnails.
@@ -97,6 +98,7 @@ class Encoder:
             the cache. None: torch, and for int8 the faster of the other two that is installed.
         precision: "int8" multiplies in int8 in the linear layers, of the engines onnx and openvino.
         device: For torch: "cpu", "cuda" or "cuda:1"; None takes a GPU if there is one.
+        reranker: Another model, with a matching head, which scores pairs in place of this one.
 
     Raises:
         ValueError: It is no model folder, its model does not retrieve, or a weight is no number from 0 to 1; or
@@ -111,6 +113,7 @@ class Encoder:
         engine: EngineName | None = None,
         precision: Precision = "float32",
         device: str | None = None,
+        reranker: str | Path | Encoder | None = None,
     ) -> None:
         self.folder = Path(find_model(Path(folder).expanduser()))
         # Raises if it is no model folder.
@@ -135,8 +138,23 @@ class Encoder:
             settings, "rerank_weight_image_to_text", self.rerank_weight
         )
         self.rerank_min_words = settings.get("rerank_min_words", 1)
+        self.matcher: Encoder = self
+        if reranker is not None:
+            self._use_reranker(
+                reranker if isinstance(reranker, Encoder) else Encoder(reranker, device=device)
+            )
         self._lock = threading.RLock()
         self.pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vlmo-decode")
+
+    def _use_reranker(self, reranker: Encoder) -> None:
+        if not reranker.can_match:
+            raise ValueError(f"{reranker.folder}: {reranker.no_match}; rerank with another VLMo")
+        self.matcher = reranker
+        self.can_match = True
+        self.least_side = max(self.least_side, reranker.least_side)
+        self.rerank_weight = reranker.rerank_weight
+        self.rerank_weight_image_to_text = reranker.rerank_weight_image_to_text
+        self.rerank_min_words = reranker.rerank_min_words
 
     def _open_engine(self, device: str | None) -> Engine:
         if is_dual_encoder(self.folder):
@@ -192,18 +210,27 @@ class Encoder:
             raise ValueError(
                 f"given are {len(images)} images and {len(texts)} texts; expected pairs"
             )
-        return self.match_pairs(list(zip(self.pool.map(self.pixels, images), texts, strict=True)))
+        return self.match_pairs(
+            list(zip(self.pool.map(self.matcher.pixels, images), texts, strict=True))
+        )
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """An image as `embed_pixels` and `match_pairs` take it. Does not wait for the model."""
+        """An image as `embed_pixels` takes it. Does not wait for the model."""
         return self._engine.pixels(to_rgb(image))
+
+    def both_pixels(self, image: Image.Image) -> tuple[Pixels, Pixels]:
+        """An image as `embed_pixels`, and as `match_pairs` takes it."""
+        pixels = self.pixels(image)
+        return pixels, pixels if self.matcher is self else self.matcher.pixels(image)
 
     def embed_pixels(self, pixels: Sequence[Pixels]) -> Float32[np.ndarray, "image dim"]:
         """L2-normalised vectors of images from `pixels`."""
         return self._in_batches(pixels, self._engine.embed_images, (self.dim,))
 
     def match_pairs(self, pairs: Sequence[tuple[Pixels, str]]) -> Float32[np.ndarray, " pair"]:
-        """`match` of pairs of pixels and text."""
+        """`match` of pairs of text and pixels, which are those of `matcher.pixels`."""
+        if self.matcher is not self:
+            return self.matcher.match_pairs(pairs)
         return self._in_batches(
             pairs, lambda part: self._engine.match(*zip(*part, strict=True)), ()
         )

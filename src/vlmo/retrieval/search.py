@@ -432,7 +432,7 @@ class Searcher:
 
         def load_pixels(hit: Hit, load: Callable[[], Image.Image]) -> Pixels | None:
             try:
-                pixels = self.encoder.pixels(load())
+                pixels = self.encoder.matcher.pixels(load())
             except ValueError:
                 return None
             with self._lock:

@@ -98,6 +98,7 @@ def load_parts(
     engine: EngineName | None = None,
     precision: Precision = "float32",
     device: str | None = None,
+    reranker: str | Path | None = None,
 ) -> Parts:
     """Load models and index; `folder` may hold a model for retrieval, or one for `vqa` or `captioning`, in PyTorch.
 
@@ -111,14 +112,14 @@ def load_parts(
 
         task = task_of(folder).name
     if task in {"vqa", "captioning"}:
-        if index or vqa or captioning or engine not in {None, "torch"}:
+        if index or vqa or captioning or reranker or engine not in {None, "torch"}:
             raise ValueError(
                 f"{folder} is for {task} and searches nothing; give it alone, or as --{task}"
             )
         model = _load_image_model(task, folder, device=device)
         return Parts(answerer=model) if task == "vqa" else Parts(captioner=model)
     opened = None if index is None else Index(index, in_memory=True)
-    encoder = Encoder(folder, engine=engine, precision=precision, device=device)
+    encoder = Encoder(folder, engine=engine, precision=precision, device=device, reranker=reranker)
     if opened is not None:
         # It checks that they belong together.
         Searcher(encoder, opened)

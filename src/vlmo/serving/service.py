@@ -185,12 +185,12 @@ class Service:
         elif weight is None:
             weight = encoder.rerank_weight
         texts, images = schemas.split([request.query, *request.documents])
-        pixels = await self._uploads.read(images, encoder.pixels)
+        pixels = await self._uploads.read(images, encoder.both_pixels)
         # One of both lists has a single entry: that of the query.
-        pairs = [(image, text) for image in pixels for text in texts]
+        pairs = [(to_match, text) for _, to_match in pixels for text in texts]
         text_vectors, image_vectors, log_odds, usage = await asyncio.gather(
             self._run(TEXTS, texts),
-            self._run(IMAGES, pixels),
+            self._run(IMAGES, [to_embed for to_embed, _ in pixels]),
             self._run(PAIRS, pairs),
             self._usage(texts),
         )
