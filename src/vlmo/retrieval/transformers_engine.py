@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ from vlmo.processing.transforms import by_shape
 from vlmo.retrieval.engine import NO_FUSION_ENCODER, TEXT_PADDING
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, Siglip2Model, SiglipModel
+    from transformers import (
+        CLIPModel,
+        PreTrainedConfig,
+        ProcessorMixin,
+        Siglip2Model,
+        SiglipModel,
+    )
 
 
 class TransformersEngine:
@@ -39,37 +45,21 @@ class TransformersEngine:
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         self._folder = folder
         chosen = choose_device(device)
-        check_folder(folder)
-        if not weight_files(folder):
-            raise ValueError(f"{folder} has no model.safetensors; save the model with safetensors")
-        with one_line_errors(folder):
-            # Nothing is downloaded, and no code of the folder is run, nor its owner asked about it.
-            model, report = AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-            self._processor = AutoProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        # transformers would go on with random weights.
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
-        self._model: CLIPModel | SiglipModel | Siglip2Model = model.eval().requires_grad_(False)
+        self._model, self._processor = _load(folder)
         # The library annotates its own `to` in a way that checkers do not read.
         module: nn.Module = self._model
         module.to(chosen)
         self.device = str(self._model.device)
         config = self._model.config
-        vision = config.vision_config
+        # The library allows dictionaries here until it has made objects of them.
+        vision = cast("PreTrainedConfig", config.vision_config).to_dict()
+        text = cast("PreTrainedConfig", config.text_config).to_dict()
         # SigLIP 2 has a number of patches instead, in any shape of the image's proportions.
-        patches = getattr(vision, "num_patches", 0)
-        self.image_size = getattr(vision, "image_size", vision.patch_size * math.isqrt(patches))
+        side = vision["patch_size"] * math.isqrt(vision.get("num_patches", 0))
+        self.image_size: int = vision.get("image_size", side)
         # Tokenizers without a length have a huge one.
         self._max_length: int = min(
-            self._processor.tokenizer.model_max_length, config.text_config.max_position_embeddings
+            self._processor.tokenizer.model_max_length, text["max_position_embeddings"]
         )
         self._padding = TEXT_PADDING[config.model_type]
         # `logit_scale` is the logarithm of 1 / temperature, as the model learns it.
@@ -128,6 +118,30 @@ class TransformersEngine:
             inputs[name] = torch.from_numpy(np.ascontiguousarray(rows[name])).to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         return _normalized(self._model.get_image_features(**inputs))
+
+
+def _load(
+    folder: Path,
+) -> tuple[CLIPModel | SiglipModel | Siglip2Model, ProcessorMixin]:
+    check_folder(folder)
+    if not weight_files(folder):
+        raise ValueError(f"{folder} has no model.safetensors; save the model with safetensors")
+    with one_line_errors(folder):
+        # Nothing is downloaded, and no code of the folder is run, nor its owner asked about it.
+        model, report = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    # transformers would go on with random weights.
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
+    return model.eval().requires_grad_(False), processor
 
 
 def _normalized(features: Tensor | ModelOutput) -> np.ndarray:
