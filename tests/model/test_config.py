@@ -92,3 +92,10 @@ def test_configuration_and_a_file_with_it_name_a_bad_value(change, message):
         VLMoConfig.tiny(**change)
     with pytest.raises(ValueError, match=message):
         VLMoConfig.from_dict(VLMoConfig.tiny().to_dict() | change)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_file_that_asks_for_an_attention_that_the_model_lacks_is_refused(key: str) -> None:
+    settings = VLMoConfig.tiny().to_dict() | {key: "flex_attention"}
+    with pytest.raises(ValueError, match=r"'flex_attention'; expected one of eager, sdpa"):
+        VLMoConfig.from_dict(settings)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlmo.released import find_model
 
 _Settings = dict[str, Any]
-_ATTENTION = ("eager", "sdpa", "flex_attention")
+_ATTENTION = ("eager", "sdpa")
 _SHARES = ("drop_path_rate", "hidden_dropout_prob", "rerank_weight", "rerank_weight_image_to_text")
 # Depth of VLMo-Large and Base+ (VLMo, "Pre-Training Setup"), and of BEiT-3 Large.
 _DEEP: _Settings = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
