@@ -23,7 +23,6 @@ from vlmo.losses.distillation import distillation_loss
 from vlmo.losses.gradient_cache import cached, row_slices
 from vlmo.losses.itc import FalseCaptions, SamePairs, caption_keys, itc_loss, own_pairs, same_pairs
 from vlmo.losses.itm import FusedPairs, itm_loss, itm_pairs, join_pairs, mlm_pairs, sample_negatives
-from vlmo.losses.masked import accuracy
 from vlmo.tasks.inputs import Reads
 from vlmo.tasks.pair_sets import PairSet
 from vlmo.tasks.task import Losses, Objective, RunContext, Task
@@ -328,7 +327,8 @@ class VisionLanguageObjective(Objective):
         if self.config.itm_weight:
             valid = pairs.valid
             losses["itm"] = itm_loss(match_logits, pairs.targets, valid=valid)
-            losses["itm_accuracy"] = accuracy(match_logits[valid], pairs.targets[valid])
+            hits = (match_logits.detach().argmax(dim=-1) == pairs.targets) & valid
+            losses["itm_accuracy"] = global_mean(hits.sum().float(), valid.sum().float())
         return losses
 
     def _fuse(
@@ -366,8 +366,11 @@ class VisionLanguageObjective(Objective):
 def _pad_to_global_length(batch: Batch) -> Batch:
     """Pad texts to the longest of all processes, so that exchanged texts fit."""
     texts = {name: batch[name] for name in _TEXT_TENSORS if name in batch}
-    local_length = batch["input_ids"].new_tensor(max(text.shape[1] for text in texts.values()))
-    length = int(distributed.all_reduce(local_length, op="max"))
+    length = max(text.shape[1] for text in texts.values())
+    # A process alone need not wait for its device.
+    if distributed.world_size() > 1:
+        local_length = batch["input_ids"].new_tensor(length)
+        length = int(distributed.all_reduce(local_length, op="max"))
     for name, text in texts.items():
         fill = IGNORED if name == "mlm_labels" else 0
         texts[name] = F.pad(text, (0, length - text.shape[1]), value=fill)
