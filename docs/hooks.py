@@ -52,6 +52,7 @@ REFERENCE = {
     "demo": "Quickstart on generated scenes, and its report",
     "released": "Models by name",
     "serving": "The service over HTTP and its page",
+    "zero_shot": "Class names as texts, and true against false captions",
 }
 """Packages with a page in the reference, and its title."""
 LANGUAGES = {".py": "python", ".sh": "sh"}

@@ -8,6 +8,7 @@ from vlmo.evaluation.metrics import (
     Metric,
     Question,
     count_pixels,
+    mean_per_class_recall,
     nlvr2_metrics,
     segmentation_metrics,
     topk_accuracy,
@@ -46,6 +47,18 @@ def test_topk_counts_ties_against_the_model_and_leaves_out_what_is_always_one() 
     assert [each.n for each in found] == [4, 4]
     assert list(values(topk_accuracy(torch.eye(5), torch.arange(5)))) == ["top1"]
     assert values(topk_accuracy(torch.zeros(4, 6), torch.arange(4))) == {"top1": 0.0, "top5": 0.0}
+
+
+def test_mean_per_class_recall_weighs_classes_alike() -> None:
+    # Class 0: one of two rows; class 1: six of six; class 2 has no rows.
+    logits = torch.eye(3)[[0, 2, 1, 1, 1, 1, 1, 1]]
+    labels = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    metric = mean_per_class_recall(logits, labels)
+    assert metric.value == pytest.approx(0.75)
+    assert metric.chance == pytest.approx(1 / 3)
+    # 2 squared, over 1/2 + 1/6.
+    assert metric.n == 6
+    assert mean_per_class_recall(torch.zeros(2, 3), torch.tensor([0, 1])).value == 0
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.table import Table
 from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.terminal import escaped, say, say_json
+
+if TYPE_CHECKING:
+    from vlmo.tasks.result import TaskResult
 
 _STDERR = Console(stderr=True)
 _Images = tyro.conf.Positional[tuple[Path, ...]]
@@ -82,10 +86,28 @@ class ResultOptions:
         check_new_file(self.submission, option="--submission")
 
 
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """Images with classes for a dual encoder, whose class names it reads as texts.
+
+    Attributes:
+        zero_shot: Images with classes: a folder of a folder for each class, or a table; by default all rows of data
+            without splits. MODEL_FOLDER may be a CLIP or SigLIP of transformers.
+        classes: Text file with a class name a line, by number (folders in the order of their names); by default the
+            data's names.
+        templates: Text file with a template a line, {} where the name goes; by default "a photo of a {}."
+    """
+
+    zero_shot: str | None = None
+    classes: Path | None = None
+    templates: Path | None = None
+
+
 def evaluate(
     folder: ModelFolder,
     *,
     rows: Annotated[MeasureOptions, tyro.conf.arg(name="")] = MeasureOptions(),
+    zero_shot: Annotated[ZeroShotOptions, tyro.conf.arg(name="")] = ZeroShotOptions(),
     reranking: Annotated[RerankOptions, tyro.conf.arg(name="")] = RerankOptions(),
     results: Annotated[ResultOptions, tyro.conf.arg(name="")] = ResultOptions(),
     device: Device = None,
@@ -102,6 +124,9 @@ def evaluate(
     from vlmo.tasks import write_submission
     from vlmo.training import launch
 
+    if zero_shot.zero_shot is not None:
+        _measure_zero_shot(path, zero_shot.zero_shot, zero_shot, rows, results, device=device)
+        return
     # A weight must not be chosen on the rows that the model is measured on.
     split = rows.split or ("validation" if chooses else "test")
     with launch(device) as chosen:
@@ -142,7 +167,6 @@ def _measure(
     """Measure a model; print its metrics, and write them with the predictions."""
     from vlmo.distributed import is_main
     from vlmo.tasks import evaluate as measure
-    from vlmo.tasks.result import data_name
 
     result = measure(
         folder,
@@ -159,13 +183,56 @@ def _measure(
     # All processes measure, one writes.
     if not is_main():
         return
-    Console().print(result.table())
-    names = [result.task, _plain(data_name(result.source)), _plain(result.split)]
-    out = results.out or notes_folder(folder) / f"evaluation_{'_'.join(names)}.json"
-    result.write_json(out, folder=folder)
-    say(f"metrics and {len(result.predictions)} predictions in {out}")
+    _show(result, results.out, folder=folder)
     if results.write_card:
         result.write_card(folder, measured_by=f"`{_command(rows, reranking, split=split)}`")
+
+
+def _show(result: TaskResult, out: Path | None, *, folder: Path) -> None:
+    """Print a result, and write it with its predictions."""
+    from vlmo.tasks.result import data_name
+
+    Console().print(result.table())
+    names = [result.task, _plain(data_name(result.source)), _plain(result.split)]
+    out = out or notes_folder(folder) / f"evaluation_{'_'.join(names)}.json"
+    result.write_json(out, folder=folder)
+    say(f"metrics and {len(result.predictions)} predictions in {out}")
+
+
+def _measure_zero_shot(
+    folder: Path,
+    source: str,
+    zero_shot: ZeroShotOptions,
+    rows: MeasureOptions,
+    results: ResultOptions,
+    *,
+    device: str | None,
+) -> None:
+    for option, value in (
+        ("--task", rows.task),
+        ("--data", rows.data),
+        ("--submission", results.submission),
+        ("--write-card", results.write_card),
+    ):
+        if value:
+            raise ValueError(f"{option} does not go with --zero-shot; leave one of them out")
+    from vlmo.zero_shot import DEFAULT_TEMPLATES, evaluate_zero_shot, read_lines
+
+    classes = None if zero_shot.classes is None else read_lines(zero_shot.classes)
+    templates: Sequence[str] = DEFAULT_TEMPLATES
+    if zero_shot.templates is not None:
+        templates = read_lines(zero_shot.templates)
+    result = evaluate_zero_shot(
+        folder,
+        source,
+        split=rows.split or "test",
+        classes=classes,
+        templates=templates,
+        limit=rows.limit,
+        device=device,
+        console=_STDERR,
+    )
+    _show(result, results.out, folder=folder)
 
 
 def _command(rows: MeasureOptions, reranking: RerankOptions, *, split: str) -> str:

@@ -70,13 +70,14 @@ def open_source(
         split: "train" or "test"; for data with a `split` column, any value of it.
         weights: Of several sources, how often a caption stands in its row: 0.5 leaves out a half, always the same one.
         cache_dir: Folder for built-in sets once built; by default `$VLMO_CACHE`, else `~/.cache/vlmo`.
-        test_share: Paths without a `split` column only: share of images that are "test", as `is_held_out` chooses them.
+        test_share: Paths without a `split` column only: share of images that are "test", as `is_held_out` chooses them;
+            1 for data that nobody trains on.
 
     Raises:
         ValueError: Unknown name (the nearest right one is given), unknown split, or data in no known form.
     """
-    if not 0 <= test_share < 1:
-        raise ValueError(f"test_share {test_share} must be in [0, 1)")
+    if not 0 <= test_share <= 1:
+        raise ValueError(f"test_share {test_share} must be in [0, 1]")
     names = listing.source_names(name)
     if len(names) > 1 or weights:
         open_one = functools.partial(open_source, cache_dir=cache_dir, test_share=test_share)
@@ -134,6 +135,8 @@ def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path
         raise ValueError(
             f"{path}: split {split!r}; without a split column there are 'train' and 'test'"
         )
+    if test_share == 1 and split == "test":
+        return dataset
     # By a hash of contents, so that all forms of the same data hold out the same images.
     is_test = is_held_out(dataset, test_share=test_share)
     rows = [row for row, is_chosen in enumerate(is_test) if is_chosen == (split == "test")]

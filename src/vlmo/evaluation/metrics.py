@@ -74,18 +74,50 @@ def topk_accuracy(
         ValueError: There are no rows, a label is no class, or the logits contain NaN.
     """
     num_classes = logits.shape[1]
-    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f"expected at least one row, and labels from 0 to {num_classes - 1}")
-    if logits.isnan().any():
-        raise ValueError("the logits contain NaN; check the weights of the model")
-    # Equal logits stand in front: a constant model is last.
-    ranks = (logits >= logits.gather(1, labels[:, None])).sum(dim=1)
+    ranks = _class_ranks(logits, labels)
     metrics = []
     for k, meaning in _TOP_MEANINGS.items():
         if k < num_classes:
             share = (ranks <= k).double().mean().item()
             metrics.append(Metric(f"top{k}", share, k / num_classes, len(labels), meaning=meaning))
     return metrics
+
+
+def mean_per_class_recall(
+    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
+) -> Metric:
+    """Return the share of rows with the right first guess, mean over the classes that have rows.
+
+    The interval supposes that all classes are equally hard: `n` is the number of rows with whose
+    mean the mean over classes has one variance, classes times the harmonic mean of their rows.
+
+    Raises:
+        ValueError: As `topk_accuracy`.
+    """
+    is_right = (_class_ranks(logits, labels) == 1).double()
+    counts = labels.bincount().double()
+    recalls = labels.bincount(weights=is_right) / counts
+    present = counts > 0
+    num_present = int(present.sum())
+    return Metric(
+        "mean_per_class_recall",
+        recalls[present].mean().item(),
+        1 / logits.shape[1],
+        int(num_present**2 / (1 / counts[present]).sum().item()),
+        meaning="share of a class's images whose class is the first guess, mean over classes",
+    )
+
+
+def _class_ranks(
+    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]
+) -> Int[Tensor, "rows"]:
+    num_classes = logits.shape[1]
+    if not len(labels) or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"expected at least one row, and labels from 0 to {num_classes - 1}")
+    if logits.isnan().any():
+        raise ValueError("the logits contain NaN; check the weights of the model")
+    # Equal logits stand in front: a constant model is last.
+    return (logits >= logits.gather(1, labels[:, None])).sum(dim=1)
 
 
 # ---- Answers

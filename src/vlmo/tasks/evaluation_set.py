@@ -49,6 +49,8 @@ class EvaluationSet(ABC):
     reads: ClassVar[Reads] = Reads()
     # Measured on if no data are named.
     default_data: ClassVar[str | None] = None
+    # Share of the images of data without splits that are `test`.
+    test_share: ClassVar[float] = 0.05
     # Options of `vlmo.tasks.evaluate`, which `with_options` takes.
     options: ClassVar[tuple[str, ...]] = ()
     # Returns the text of an evaluation server's file.
@@ -123,7 +125,7 @@ class EvaluationSet(ABC):
             raise ValueError(
                 f"limit is {limit}; give the number of rows to read, from 1 up, or none for all"
             )
-        rows = open_source(source, split=split)
+        rows = open_source(source, split=split, test_share=cls.test_share)
         if limit is not None:
             rows = select_rows(rows, range(len(rows))[:limit])
         # Before images are decoded, which takes longest.
