@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": runs.train,
     "finetune": runs.finetune,
     "evaluate": tasks.evaluate,
+    "benchmark": tasks.benchmark,
     "predict": tasks.predict,
     "caption": tasks.caption,
     "index": searching.index,
@@ -55,6 +56,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 _EXTRAS = {
     "finetune": ("train", "datasets"),
     "evaluate": ("train", "datasets"),
+    "benchmark": ("train", "datasets"),
     "data": ("train", "datasets"),
     "index": ("retrieval", "lancedb"),
     "search": ("retrieval", "lancedb"),

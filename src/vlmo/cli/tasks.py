@@ -6,13 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vlmo.cli.parsing import Device, ModelFolder, check_given, check_new_file
+from vlmo.cli.parsing import (
+    Device,
+    EngineOptions,
+    Engines,
+    ModelFolder,
+    check_given,
+    check_new_file,
+)
 from vlmo.released import find_model, is_released, notes_folder
 from vlmo.terminal import escaped, say, say_json
 
@@ -233,6 +240,39 @@ def _measure_zero_shot(
         console=_STDERR,
     )
     _show(result, results.out, folder=folder)
+
+
+def benchmark(
+    folder: ModelFolder,
+    *,
+    suite: Literal["sugarcrepe", "aro", "winoground", "half-truths", "composition"],
+    data: str,
+    images: Path | None = None,
+    limit: int | None = None,
+    out: Path | None = None,
+    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
+    engines: Engines = EngineOptions(),  # noqa: B008
+) -> None:
+    """Measure true against false captions: vlmo benchmark MODEL_FOLDER --suite NAME --data DIR.
+
+    Args:
+        suite: Published set; composition: rows with a column false_caption (docs/data.md).
+        data: Folder with the set's files as its publisher gives them, or a file; composition: data.
+        images: Folder of the images; by default images/ in the folder.
+        limit: Read the first examples only.
+        out: JSON file; by default benchmark_SUITE.json in the model folder, or here if the model was given by a name.
+        reranker: VLMo whose fusion encoder scores pairs beside this model, such as a CLIP.
+    """
+    check_new_file(out, option="--out")
+    path = Path(find_model(folder))
+    from vlmo.zero_shot import run_suite
+
+    encoder = engines.encoder(path, reranker=reranker)
+    result = run_suite(encoder, suite, data, images=images, limit=limit, console=_STDERR)
+    Console(soft_wrap=True).print(result.table())
+    out = out or notes_folder(path) / f"benchmark_{suite}.json"
+    result.write_json(out, folder=path)
+    say(f"metrics and the scores of {len(result.result.predictions)} examples in {out}")
 
 
 def _command(rows: MeasureOptions, reranking: RerankOptions, *, split: str) -> str:

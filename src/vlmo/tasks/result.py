@@ -97,11 +97,18 @@ class TaskResult:
             table.add_row(*cells, _percent(metric.chance), escaped(metric.meaning))
         return table
 
-    def write_json(self, path: str | Path, *, folder: str | Path, predictions: bool = True) -> Path:
+    def write_json(
+        self,
+        path: str | Path,
+        *,
+        folder: str | Path,
+        predictions: bool = True,
+        facts: Json | None = None,
+    ) -> Path:
         """Write metrics, predictions and all that is needed to compute the metrics again.
 
         Of a folder in a run folder, the run's recipe is written too; without `predictions` only to
-        keep the file small.
+        keep the file small; `facts` are further fields.
         """
         content = {
             "task": self.task,
@@ -115,6 +122,7 @@ class TaskResult:
             "published": asdict(self.published) if self.published else None,
             "num_predictions": len(self.predictions),
             **circumstances(folder),
+            **(facts or {}),
         }
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         if predictions:
