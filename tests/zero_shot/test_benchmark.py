@@ -106,6 +106,23 @@ def test_aro_reads_the_box_of_an_image(encoder, tmp_path):
     assert found["kind"] == "relation"
 
 
+def test_published_values_stand_beside_those_measured(
+    encoder, images, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    content = {"bytes": (images / NAMES[0]).read_bytes(), "path": ""}
+    row = {"id": 0, "image_0": content, "image_1": content, "caption_0": "a", "caption_1": "b"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    out = tmp_path / "out.json"
+    line = ["benchmark", str(encoder.folder), "--suite", "winoground", "--data", str(tmp_path)]
+    main([*line, "--out", str(out), "--device", "cpu"])
+    shown = " ".join(capsys.readouterr().out.split())
+    # One image twice: for each caption both score alike, which is wrong.
+    assert "│ image_acc │ 1 │ 0.0 (0.0-79.3) │ 0.0 (0.0-79.3) │ 0.0 (0.0-79.3) │ 25.0 │" in shown
+    assert "10.5" in shown
+    assert json.loads(out.read_text())["published"]["metrics"]["image_acc"] == 0.105
+
+
 @pytest.mark.parametrize("is_parquet", [False, True])
 def test_winoground(encoder, images, tmp_path, is_parquet):
     rows = []

@@ -223,6 +223,7 @@ def _measure_zero_shot(
     ):
         if value:
             raise ValueError(f"{option} does not go with --zero-shot; leave one of them out")
+    from vlmo.retrieval import Encoder
     from vlmo.zero_shot import DEFAULT_TEMPLATES, evaluate_zero_shot, read_lines
 
     classes = None if zero_shot.classes is None else read_lines(zero_shot.classes)
@@ -230,13 +231,12 @@ def _measure_zero_shot(
     if zero_shot.templates is not None:
         templates = read_lines(zero_shot.templates)
     result = evaluate_zero_shot(
-        folder,
+        Encoder(folder, device=device),
         source,
         split=rows.split or "test",
         classes=classes,
         templates=templates,
         limit=rows.limit,
-        device=device,
         console=_STDERR,
     )
     _show(result, results.out, folder=folder)

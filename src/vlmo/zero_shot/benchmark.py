@@ -18,7 +18,7 @@ from vlmo.evaluation.metrics import Metric
 from vlmo.model.reranking import rerank_score
 from vlmo.progress import Progress
 from vlmo.retrieval import Encoder
-from vlmo.tasks.result import Prediction, TaskResult
+from vlmo.tasks.result import Json, Prediction, TaskResult
 from vlmo.terminal import escaped, suggestion
 from vlmo.zero_shot.suites import SUITES, Condition, Example, Suite
 
@@ -49,29 +49,38 @@ class BenchmarkResult:
             encoder, _, row = metric.label.partition(" ")
             rows.setdefault(row, {})[encoder] = metric
         title = f"{self.suite.dataset}, {len(self.result.predictions)} examples, percent (95 %)"
-        table = Table("", Column("n", justify="right"), title=title)
-        encoders = list(next(iter(rows.values())))
-        for name in (*encoders, "chance"):
-            table.add_column(name, justify="right")
+        table = Table(Column(no_wrap=True), Column("n", justify="right"), title=title)
+        headings = [*next(iter(rows.values())), "chance"]
+        published = self.suite.published
+        if published:
+            headings.append("published")
+            table.caption = f"published: {self.suite.source}"
+        for heading in headings:
+            table.add_column(heading, justify="right")
         for row, metrics in rows.items():
             first = metrics["dual"]
-            shown = [_shown(metrics[name]) for name in encoders]
-            table.add_row(escaped(row), str(first.n), *shown, f"{100 * (first.chance or 0):.1f}")
+            cells = [str(first.n), *map(_shown, metrics.values()), _percent(first.chance)]
+            table.add_row(escaped(row), *cells, _percent(published.get(row)))
         return table
 
     def write_json(self, path: Path, *, folder: Path) -> Path:
         """Write the result in the fields of CLIP_benchmark, with more beside them."""
-        facts = {
+        facts: Json = {
             "dataset": self.suite.dataset,
             "pretrained": self.pretrained,
             "language": "en",
+            "published": {"metrics": dict(self.suite.published), "source": self.suite.source},
         }
         return self.result.write_json(path, folder=folder, facts=facts)
 
 
 def _shown(metric: Metric) -> str:
     low, high = metric.interval or (0, 1)
-    return f"{100 * metric.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{_percent(metric.value)} ({_percent(low)}-{_percent(high)})"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def run_suite(
@@ -103,30 +112,36 @@ def run_suite(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give a number of examples from 1 up, or none for all")
     suite = SUITES[name]
-    examples = islice(suite.read(data, images), limit)
+    measured, predictions = _measure(
+        encoder, suite, islice(suite.read(data, images), limit), console=console
+    )
+    if not predictions:
+        raise ValueError(f"{data} has no examples; give the files of {suite.dataset}")
+    result = TaskResult(_TASK, data, "test", measured, predictions)
+    return BenchmarkResult(suite, result, encoder.fingerprint)
+
+
+def _measure(
+    encoder: Encoder, suite: Suite, examples: Iterator[Example], *, console: Console | None
+) -> tuple[list[Metric], list[Prediction]]:
     predictions: list[Prediction] = []
-    parts: list[dict[str, dict[str, Bool[np.ndarray, " example"]]]] = []
+    # By names of a metric and an encoder, a part for each batch.
+    parts: dict[tuple[str, str], list[Bool[np.ndarray, " example"]]] = {}
     with Progress(console) as progress:
         while batch := list(islice(examples, _BATCH)):
             similarity, match = score_examples(encoder, batch)
-            parts.append(
-                {
-                    metric: _fulfilled(encoder, condition, similarity, match)
-                    for metric, condition in suite.conditions.items()
-                }
-            )
+            for metric, condition in suite.conditions.items():
+                fulfilled = _fulfilled(encoder, condition, similarity, match)
+                for order, right in fulfilled.items():
+                    parts.setdefault((metric, order), []).append(right)
             predictions += _rows(batch, similarity, match)
             progress.update("examples", len(predictions), None)
-    if not predictions:
-        raise ValueError(f"{data} has no examples; give the files of {suite.dataset}")
     kinds = [row["kind"] for row in predictions]
     measured: list[Metric] = []
-    for metric, condition in suite.conditions.items():
-        for order in parts[0][metric]:
-            right = np.concatenate([part[metric][order] for part in parts])
-            measured += _metrics(metric, order, right, kinds=kinds, chance=condition.chance)
-    result = TaskResult(_TASK, data, name, measured, predictions)
-    return BenchmarkResult(suite, result, encoder.fingerprint)
+    for (metric, order), part in parts.items():
+        chance = suite.conditions[metric].chance
+        measured += _metrics(metric, order, np.concatenate(part), kinds=kinds, chance=chance)
+    return measured, predictions
 
 
 def score_examples(

@@ -94,20 +94,18 @@ def build_classifier(
 
 
 def evaluate_zero_shot(
-    folder: str | Path,
+    encoder: Encoder,
     source: str,
     *,
     split: str = "test",
     classes: Sequence[str] | None = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     limit: int | None = None,
-    device: str | None = None,
     console: Console | None = None,
 ) -> TaskResult:
     """Return top-1, top-5 and mean per class of a dual encoder on images with classes.
 
     Args:
-        folder: Anything that `Encoder` takes: a VLMo, or transformers' CLIP, SigLIP or SigLIP 2.
         source: Images with classes; without splits of their own, all rows are `test`.
         classes: Names by number; by default those of the data, with blanks for underscores.
         templates: Texts with one `{}` for the name.
@@ -120,7 +118,6 @@ def evaluate_zero_shot(
             raise ValueError(
                 f"template {template!r}: expected {{}} once, where the name of the class goes"
             )
-    encoder = Encoder(folder, device=device)
     notes = notes_folder(encoder.folder)
     rows = ZeroShotSet.read(source=source, split=split, notes=notes, limit=limit)
     names = class_names(rows.rows)
