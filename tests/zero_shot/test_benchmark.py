@@ -70,7 +70,8 @@ def write_sugar_crepe(folder):
 
 def test_sugar_crepe(encoder, images, tmp_path):
     data = write_sugar_crepe(tmp_path)
-    result = run_suite(encoder, "sugarcrepe", str(data), images=images).result
+    benchmark = run_suite(encoder, "sugarcrepe", str(data), images=images)
+    result = benchmark.result
     order = [*range(12, NUM_IMAGES), *range(12)]
     for prefix in ("", "fusion_", "reranked_"):
         right = []
@@ -83,6 +84,9 @@ def test_sugar_crepe(encoder, images, tmp_path):
         assert (metric.chance, metric.n) == (0.5, NUM_IMAGES)
         assert result[f"{prefix}acc[add_obj]"].value == pytest.approx(np.mean(right[:12]))
         assert result[f"{prefix}acc[swap_att]"].value == pytest.approx(np.mean(right[12:]))
+    table = benchmark.table()
+    headings = [column.header for column in table.columns]
+    assert headings == ["", "n", "dual", "fusion", "reranked", "chance"]
     assert [row["name"] for row in result.predictions] == [
         f"{'add_obj' if number >= 12 else 'swap_att'}/{number}" for number in order
     ]

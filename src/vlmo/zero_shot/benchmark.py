@@ -60,7 +60,9 @@ class BenchmarkResult:
         for row, metrics in rows.items():
             first = metrics["dual"]
             cells = [str(first.n), *map(_shown, metrics.values()), _percent(first.chance)]
-            table.add_row(escaped(row), *cells, _percent(published.get(row)))
+            if published:
+                cells.append(_percent(published.get(row)))
+            table.add_row(escaped(row), *cells)
         return table
 
     def write_json(self, path: Path, *, folder: Path) -> Path:
