@@ -12,28 +12,15 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
-from datasets import DatasetDict
 from rich.console import Console
 
-from vlmo.data.sources import open_source
-from vlmo.demo.quickstart import (
-    BINDING,
-    CONTRAST,
-    SHORTLIST,
-    STAGE3,
-    STEPS,
-    quickstart_recipes,
-    run_quickstart,
-    scores_by_row,
-)
+from vlmo.demo.quickstart import STAGE3, STEPS, run_quickstart
 from vlmo.recipes import quickstart
-from vlmo.run.build import build
-from vlmo.tasks import evaluate
 from vlmo.tasks.result import circumstances
 from vlmo.training import read_metrics
 
@@ -48,13 +35,10 @@ class Options:
     """Seeds of all stages."""
     run_dir: Path = Path("runs/quickstart-seeds")
     """Folder for the runs."""
-    without: int = 1
-    """Seed of which a second run, from its stage 2, has no false captions."""
     scale: float = 1.0
     """Share of the steps of each stage."""
     out: Path = Path("src/vlmo/recipes") / quickstart.FILE
-    """JSON file for the result, written after each seed, first that of `--without`; `python docs/figures/images.py`
-    then draws README's chart."""
+    """JSON file for the result, written after each seed; `python docs/figures/images.py` then draws README's chart."""
 
 
 def summary(tables: Sequence[Metrics]) -> dict[str, dict[str, dict[str, float]]]:
@@ -83,55 +67,23 @@ def stage_losses(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def without_false_captions(folder: Path, *, seed: int, scale: float) -> dict[str, Any]:
-    """Train contrast and stage 3 without false captions, from the stage 2 in `folder`; return both encoders' values."""
-    data = folder / "without" / "data"
-    if not data.exists():
-        DatasetDict(
-            train=open_source("shapes", split="train").remove_columns("false_captions")
-        ).save_to_disk(data)
-    recipes = quickstart_recipes(folder / "without", scale=scale, seed=seed)
-    for name in (CONTRAST, STAGE3):
-        recipe = replace(recipes[name], data=replace(recipes[name].data, source=str(data)))
-        if name == CONTRAST:
-            recipe = replace(recipe, init=str(folder / "shapes-stage2" / "model"))
-        model = (
-            build(recipe, run_dir=folder / "without" / name, console=Console(), title=name)
-            .fit()
-            .model_dir
-        )
-    found = evaluate(model, source="shapes", split="test", rerank=SHORTLIST)
-    rows = scores_by_row(found, evaluate(model, source=BINDING, split="test"))
-    columns = enumerate((quickstart.DUAL, quickstart.FUSION))
-    return {"seed": seed} | {
-        name: {row: cells[number] for row, cells in rows.items()} for number, name in columns
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run each seed and write the result."""
     options = tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))
-    if options.without not in options.seeds:
-        sys.exit(f"error: --without is {options.without}; give one of --seeds")
     tables: dict[str, Any] = {}
-    stages, without = [], {}
-    for seed in sorted(
-        options.seeds, key=lambda seed: (seed != options.without, seed)
-    ):  # the report reads both
+    stages = []
+    for seed in options.seeds:
         folder = options.run_dir / f"seed-{seed}"
         tables[str(seed)] = run_quickstart(
             folder, scale=options.scale, seed=seed, console=Console()
         )
         stages.append(stage_losses(folder))
-        if seed == options.without:
-            without = without_false_captions(folder, seed=seed, scale=options.scale)
         around = circumstances(folder / STAGE3 / "model")
         result = {name: around[name] for name in ("date", "commit", "versions", "hardware")} | {
             "scale": options.scale,
             "summary": summary(list(tables.values())),
             "stages": summary(stages),
             "seeds": tables,
-            "without_false_captions": without,
         }
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -45,7 +45,10 @@ def few_rows(number: int) -> Iterator[None]:
 def _few_scenes(rows: int) -> Iterator[None]:
     """Let each set of scenes that is built have about `rows` rows in each split."""
     with pytest.MonkeyPatch.context() as patch:
-        rows_of_one = {"NUM_SCENES": 1, "NUM_QUESTIONS": 1, "NUM_STATEMENTS": 4}
+        rows_of_one = dict.fromkeys(
+            ("NUM_SCENES", "NUM_CROWDED", "NUM_HALF_TRUTHS", "NUM_QUESTIONS"), 1
+        )
+        rows_of_one["NUM_STATEMENTS"] = 4
         rows_of_one["NUM_BINDING"] = 2 * len(shapes.BINDING_KINDS)
         for name, divisor in rows_of_one.items():
             counts = vars(shapes)[name]

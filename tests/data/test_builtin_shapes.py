@@ -13,10 +13,19 @@ from vlmo.data.decoding import decode_image
 
 RED_STAR, BLUE_STAR = (Thing("star", color, "star") for color in ("red", "blue"))
 DOG = Thing("dog", None, "twemoji/1f436")
-TINY = {"NUM_SCENES": 300, "NUM_BINDING": 40, "NUM_QUESTIONS": 300, "NUM_STATEMENTS": 60}
+TINY = {
+    "NUM_SCENES": 300,
+    "NUM_CROWDED": 300,
+    "NUM_BINDING": 40,
+    "NUM_HALF_TRUTHS": 300,
+    "NUM_QUESTIONS": 300,
+    "NUM_STATEMENTS": 60,
+}
 DIGESTS = {
     "shapes": "aedd7845e1864e03",
+    "shapes-crowded": "c4d7dc18d905b37f",
     "shapes-binding": "956f450894f8ed09",
+    "shapes-half-truths": "ac545d08ffcb5074",
     "shapes-questions": "61d7b76ac6a6e21f",
     "shapes-statements": "f93cd0fc1c36b82a",
 }
@@ -97,6 +106,63 @@ def test_captions_for_evaluation_are_true_of_no_other_scene(pools):
     assert sum(bool(sentence.relations) for _, sentence in shown) == 150
     names = [frozenset(each.thing for each in scene.objects) for scene, _ in shown]
     assert len(set(names)) < 0.9 * len(names)  # the same things in other places
+
+
+def test_crowded_scenes_stand_in_pairs_of_the_same_things(monkeypatch):
+    # The text of a caption is all that the rows keep, so both are read back from it.
+    monkeypatch.setattr(shapes, "NUM_CROWDED", {"train": 200, "test": 200})
+    pool = shapes.crowded_pools()["test"]
+    shown = []
+
+    class Watched(shapes.Gallery):
+        def add(self, scene: Scene, sentence: Sentence) -> bool:
+            shown.append((scene, sentence))
+            return super().add(scene, sentence)
+
+    monkeypatch.setattr(shapes, "Gallery", Watched)
+    rows = list(shapes.crowded_rows("test", pool))
+    assert [row["captions"][0] for row in rows] == [str(sentence) for _, sentence in shown]
+    for (scene, sentence), (other, _) in itertools.permutations(shown, 2):
+        assert scene.truth(sentence)
+        assert not other.truth(sentence)
+    for (first, caption), (second, other) in zip(shown[::2], shown[1::2], strict=True):
+        assert len(first.objects) in {3, 4}
+        assert len(set(first.things())) == len(first.objects)
+        # The same shapes and the same colors, and clearly not the same scene.
+        for field in ("name", "color"):
+            assert Counter(getattr(thing, field) for thing in first.things()) == Counter(
+                getattr(thing, field) for thing in second.things()
+            )
+        assert second.truth(caption) is False
+        assert first.truth(other) is False
+    assert Counter(len(sentence.phrases) for _, sentence in shown).keys() == {2, 3}
+    training = list(shapes.crowded_rows("train", pool))
+    assert all(len(row["captions"]) == len(row["false_captions"]) > 0 for row in training)
+
+
+def phrases_of(caption: str) -> set[Phrase]:
+    parts = caption.replace(", ", " and ").split(" and ")
+    return {
+        Phrase(shape, color, where=" ".join(where))
+        for _, color, shape, *where in map(str.split, parts)
+    }
+
+
+def test_half_truths_add_one_wrong_detail_to_a_true_caption():
+    pool = shapes.crowded_pools()["test"]
+    changes = Counter()
+    for number in range(200):
+        (row,) = shapes.half_truth_rows("test", number, pool)
+        scene = pool.scene(Choices(f"scenes-half-truths/test/{number}"))
+        assert row["image"] == scene.cell(row["image_id"])
+        true = phrases_of(row["captions"][0])
+        (wrong,) = phrases_of(row["false_caption"]) - true
+        assert true < phrases_of(row["false_caption"])
+        assert all(scene.truth(Sentence((phrase,))) for phrase in true)
+        assert scene.truth(Sentence((wrong,))) is False
+        is_shown = (wrong.name, wrong.color) in {(x.name, x.color) for x in scene.things()}
+        changes["place" if is_shown else "thing"] += 1
+    assert 0.65 < changes["place"] / 200 < 0.85
 
 
 @pytest.mark.parametrize("kind", shapes.BINDING_KINDS)

@@ -18,6 +18,14 @@ pytestmark = pytest.mark.slow
 SCALE = "0.004"
 NUM_ROWS, TEST_ROWS = 256, 32
 STAGES = tuple(quickstart.STEPS)
+SETS = (
+    "shapes",
+    "shapes-crowded",
+    "shapes-binding",
+    "shapes-half-truths",
+    "shapes-questions",
+    "shapes-statements",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,7 @@ def test_figures_stand_beside_chance(run):
     for name in ("ir@1", "tr@10", "rerank_ir@1"):
         low, high = figures["intervals"][name]
         assert low <= figures["metrics"][name] <= high
-    for source in ("shapes", "shapes-binding", "shapes-questions", "shapes-statements"):
+    for source in SETS:
         metrics = json.loads((run / f"{source}.json").read_text())["metrics"]
         assert all(0 <= value <= 1 for value in metrics.values())
     binding = json.loads((run / "shapes-binding.json").read_text())

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 import quickstart_seeds
 from vlmo.demo.quickstart import STEPS
 
@@ -19,26 +17,17 @@ def test_each_cell_has_median_and_range_over_seeds(monkeypatch, tmp_path):
     found = {3: table(0.1, 0.8), 4: table(0.3, 0.9), 5: table(0.2, 0.5)}
     lines = [{"step": n, "loss": 1.0, **dict.fromkeys(LOSSES, 20.0 - n)} for n in range(1, 21)]
     monkeypatch.setattr(quickstart_seeds, "read_metrics", lambda _: lines)
-    seeds, written = [], []
+    seeds = []
 
     def trained(_: Path, *, seed: int, **__: object) -> dict[str, dict[str, float]]:
         seeds.append(seed)
-        written.append(out.is_file() and json.loads(out.read_text())["without_false_captions"])
         return found[seed]
 
     monkeypatch.setattr(quickstart_seeds, "run_quickstart", trained)
-
-    def without(_, *, seed, **__):
-        return {"seed": seed}
-
-    monkeypatch.setattr(quickstart_seeds, "without_false_captions", without)
     out = tmp_path / "out.json"
     command = ["--seeds", "3", "4", "5", "--run-dir", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit, match="--without is 1; give one of --seeds"):
-        quickstart_seeds.main([*command, "--out", str(out)])
-    quickstart_seeds.main([*command, "--out", str(out), "--without", "4"])
-    assert seeds == [4, 3, 5]
-    assert written == [False, {"seed": 4}, {"seed": 4}]  # never a file without these
+    quickstart_seeds.main([*command, "--out", str(out)])
+    assert seeds == [3, 4, 5]
     result = json.loads(out.read_text())
     dual, fusion = (result["summary"][f"{name} encoder"]["R@1"] for name in ("Dual", "Fusion"))
     assert dual == {"median": 0.2, "lowest": 0.1, "highest": 0.3}

@@ -36,7 +36,15 @@ def register(module: str, *names: str) -> None:
 
 register(f"{__name__}.emoji", "emoji-pairs")
 register(f"{__name__}.icons", "lucide-icons")
-register(f"{__name__}.shapes", "shapes", "shapes-binding", "shapes-questions", "shapes-statements")
+register(
+    f"{__name__}.shapes",
+    "shapes",
+    "shapes-crowded",
+    "shapes-binding",
+    "shapes-half-truths",
+    "shapes-questions",
+    "shapes-statements",
+)
 
 
 def load(name: str, *, split: str, cache_dir: Path | None = None) -> Dataset:

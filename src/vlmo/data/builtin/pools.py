@@ -42,6 +42,7 @@ class Pool:
         unseen: Shapes that no training scene shows.
         first: Things of which a scene must show one, if there are any.
         totals: Numbers of things, one of which is taken.
+        repeated: Share of the scenes of three and more things in which some may be equal.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Pool:
     unseen: tuple[Thing, ...]
     first: tuple[Thing, ...] = ()
     totals: tuple[int, ...] = (2,)
+    repeated: float = 0.4
 
     def scene(self, choices: Choices, things: Sequence[Thing] | None = None) -> Scene:
         """Return a scene of these or other things."""
@@ -59,7 +61,7 @@ class Pool:
         """Return things of which some may be there more than once."""
         total = choices.one_of(self.totals)
         chosen = [choices.one_of(self.first)] if self.first else []
-        repeats = choices.below(total - 1) if choices.random() < 0.4 else 0
+        repeats = choices.below(total - 1) if choices.random() < self.repeated else 0
         while len(chosen) < total - repeats:
             thing = self.another(chosen, choices)
             if thing not in chosen:

@@ -1,4 +1,4 @@
-"""Scenes of two or three shapes: with captions, with a false caption beside the true one, questions, and statements.
+"""Scenes of two to four shapes: with captions, with a false caption beside the true one, questions, and statements.
 
 The truth does not show in a text alone: each caption, question and statement has another scene of which the opposite is
 true. Pairs of a color and a shape are held out of training and shown by the split "combinations" (docs/data.md).
@@ -44,8 +44,10 @@ from vlmo.data.schema import (
 
 PACKAGES: tuple[str, ...] = ()
 NUM_SCENES = {"train": 50_000, "validation": 1000, "test": 1000, "combinations": 1000}
+NUM_CROWDED = {"train": 20_000, "validation": 1000, "test": 1000}
 NUM_BINDING = {"validation": 250, "test": 250, "combinations": 250}
 """Pairs of rows of a kind."""
+NUM_HALF_TRUTHS = {"validation": 500, "test": 1000}
 NUM_QUESTIONS = {"train": 40_000, "validation": 1000, "test": 2000, "combinations": 1000}
 NUM_STATEMENTS = {"train": 5000, "validation": 250, "test": 500, "combinations": 250}
 """Sentences, of which one has four rows."""
@@ -120,17 +122,26 @@ def pair_rows(split: str, pool: Pool) -> Rows:
 def _training_rows(pool: Pool) -> Rows:
     for number in itertools.count():
         scene, choices = make_scene("train", number, pool)
-        true = list({str(sentence): sentence for sentence in sentences(scene, choices)}.values())
-        false = [false_sentence(scene, sentence, pool, choices) for sentence in true]
-        kinds = ["verb" if " is " in str(sentence) else "no verb" for sentence in true[:2]]
-        # A third sentence, which says the most, stands as it is.
-        forms = [*(choices.one_of(_FORMS[kind]) for kind in kinds), "{}"]
-        yield scene_row(
-            f"{pool.name}/train/{number}",
-            scene,
-            captions=list(map(str.format, forms, true)),
-            false_captions=list(map(str.format, forms, false)),
+        yield _training_row(
+            f"{pool.name}/train/{number}", scene, sentences(scene, choices), pool, choices
         )
+
+
+def _training_row(
+    name: str, scene: Scene, true: Sequence[Sentence], pool: Pool, choices: Choices
+) -> Row:
+    """Return a row with the different texts among `true`, and a false version of all of them."""
+    true = list({str(sentence): sentence for sentence in true}.values())
+    false = [false_sentence(scene, sentence, pool, choices) for sentence in true]
+    kinds = ["verb" if " is " in str(sentence) else "no verb" for sentence in true[:2]]
+    # A third sentence, which says the most, stands as it is.
+    forms = [*(choices.one_of(_FORMS[kind]) for kind in kinds), "{}"]
+    return scene_row(
+        name,
+        scene,
+        captions=list(map(str.format, forms, true)),
+        false_captions=list(map(str.format, forms, false)),
+    )
 
 
 def _gallery_rows(split: str, pool: Pool) -> Rows:
@@ -163,20 +174,19 @@ class Gallery:
     def __init__(self) -> None:
         self._shown: dict[frozenset[Thing], list[tuple[Scene, Sentence]]] = defaultdict(list)
 
-    def add(self, scene: Scene, sentence: Sentence) -> bool:
-        """Add a scene unless its caption is true of another one, or another's of it.
+    def fits(self, scene: Scene, sentence: Sentence) -> bool:
+        """Return True if the caption is true of no scene here, and no caption here of the scene."""
+        return not any(
+            self.mistakes(other, sentence) or self.mistakes(scene, caption)
+            for pair in _pairs(scene)
+            for other, caption in self._shown[pair]
+        )
 
-        Returns:
-            Whether it was added.
-        """
-        things = set(scene.things())
-        # A caption names two things at least, so only scenes that share two of them can clash.
-        pairs = list(map(frozenset, itertools.combinations(things, 2)))
-        for pair in pairs:
-            for other, caption in self._shown[pair]:
-                if self.mistakes(other, sentence) or self.mistakes(scene, caption):
-                    return False
-        for pair in pairs:
+    def add(self, scene: Scene, sentence: Sentence) -> bool:
+        """Add a scene if it fits, and return whether it does."""
+        if not self.fits(scene, sentence):
+            return False
+        for pair in _pairs(scene):
             self._shown[pair].append((scene, sentence))
         return True
 
@@ -185,15 +195,20 @@ class Gallery:
         return bool(scene.truth(sentence))
 
 
-def sentences(scene: Scene, choices: Choices) -> list[Sentence]:
-    """Return true sentences that say where two things lie.
+def _pairs(scene: Scene) -> list[frozenset[Thing]]:
+    """Return all pairs of things: a caption names two at least, so only scenes that share two can clash."""
+    return list(map(frozenset, itertools.combinations(set(scene.things()), 2)))
+
+
+def sentences(scene: Scene, choices: Choices, *, most: int = 2) -> list[Sentence]:
+    """Return true sentences that say where two things lie, or in a list up to `most`.
 
     One says it by places, and where a relation is clear, one by it and one by both. Places stand in
     the order of the colors' names: in any order, the same steps teach a quarter less
     (experiments/log.md).
     """
     with_place = functools.partial(phrase_of, placed=True)
-    listed = _by_color(list_of(scene, choices, words=with_place, most=2))
+    listed = _by_color(list_of(scene, choices, words=with_place, most=most))
     related = related_pair(scene, choices)
     if not related.relations:
         return [listed]
@@ -221,8 +236,11 @@ def false_sentence(scene: Scene, sentence: Sentence, pool: Pool, choices: Choice
             thing = choices.one_of(alike)
             phrases[number] = replace(phrases[number], name=thing.name, color=thing.color)
         elif len(phrases) > 1:
-            first, second = phrases
-            phrases = [replace(second, where=first.where), replace(first, where=second.where)]
+            one, two = choices.some_of(range(len(phrases)), 2) if len(phrases) > 2 else (0, 1)
+            first = phrases[one]
+            second = phrases[two]
+            phrases[one] = replace(second, where=first.where)
+            phrases[two] = replace(first, where=second.where)
         else:
             phrases = [replace(phrases[0], where=_mirrored(objects[0], choices).where)]
         if sentence.relations:
@@ -250,6 +268,69 @@ def _by_color(sentence: Sentence) -> Sentence:
     return Sentence(tuple(phrases))
 
 
+# ------------------------------------------------------------------------------------------------------ crowded scenes
+
+
+def crowded_pools() -> dict[str, Pool]:
+    """Return what crowded scenes are made of by split: three or four different things."""
+    return {
+        split: replace(pool, totals=(3, 4), repeated=0.0)
+        for split, pool in pools().items()
+        if split in NUM_CROWDED
+    }
+
+
+def crowded_rows(split: str, pool: Pool) -> Rows:
+    """Return scenes of three and four things with their captions, of two or three of them.
+
+    Those of the splits for evaluation have one caption, and stand in pairs of equal things, of which two have
+    changed places: each caption is false of the other scene, and true of none there.
+    """
+    rows = _crowded_training_rows(pool) if split == "train" else _twin_rows(split, pool)
+    return itertools.islice(rows, NUM_CROWDED[split])
+
+
+def _crowded_training_rows(pool: Pool) -> Rows:
+    for number in itertools.count():
+        choices = Choices(f"scenes-crowded/train/{number}")
+        scene = pool.scene(choices)
+        true = sentences(scene, choices, most=2 + choices.below(2))
+        yield _training_row(f"{pool.name}-crowded/train/{number}", scene, true, pool, choices)
+
+
+def _twin_rows(split: str, pool: Pool) -> Rows:
+    gallery = Gallery()
+    for number in itertools.count():
+        choices = Choices(f"scenes-crowded/{split}/{number}")
+        first, caption, second, other = pool.edited_scene(choices, kind="swap")
+        if not caption.relations:
+            is_longer = choices.below(2)
+            caption = _listed(first, caption, choices, is_longer=is_longer)
+            other = _listed(second, other, choices, is_longer=is_longer)
+        if gallery.fits(first, caption) and gallery.fits(second, other):
+            for twin, scene, sentence in (("a", first, caption), ("b", second, other)):
+                gallery.add(scene, sentence)
+                yield scene_row(
+                    f"{pool.name}-crowded/{split}/{number}{twin}",
+                    scene,
+                    captions=[str(sentence)],
+                    false_captions=[],
+                )
+
+
+def _listed(scene: Scene, sentence: Sentence, choices: Choices, *, is_longer: int) -> Sentence:
+    """Return a list in training's order, perhaps with one more thing of the scene and its place."""
+    phrases = list(sentence.phrases)
+    if is_longer:
+        others = [
+            placed
+            for placed in scene.objects
+            if not any(phrase.fits(placed) for phrase in sentence.phrases)
+        ]
+        phrases.append(phrase_of([choices.one_of(others)], placed=True))
+    return _by_color(Sentence(tuple(phrases)))
+
+
 # ------------------------------------------------------------------------------------------- a true and a false caption
 
 
@@ -275,6 +356,28 @@ def binding_rows(split: str, number: int, pool: Pool, *, kind: str) -> Rows:
     yield scene_row(f"{name}a", first, captions=[str(caption)], false_caption=str(other), kind=kind)
     yield scene_row(
         f"{name}b", second, captions=[str(other)], false_caption=str(caption), kind=kind
+    )
+
+
+def half_truth_rows(split: str, number: int, pool: Pool) -> Rows:
+    """Yield a scene with a true caption of two things, and a longer one that adds a third with a wrong detail.
+
+    The wrong detail is the place in three of four rows, else the shape or the color.
+    """
+    choices = Choices(f"scenes-half-truths/{split}/{number}")
+    scene = pool.scene(choices)
+    *shown, last = choices.some_of(scene.objects, 3)
+    phrases = tuple(phrase_of([placed], placed=True) for placed in shown)
+    detail = Sentence((phrase_of([last], placed=True),))
+    words = {phrase.words() for phrase in phrases}
+    while (wrong := false_sentence(scene, detail, pool, choices).phrases[0]).words() in words:
+        pass
+    yield scene_row(
+        f"{pool.name}-half-truths/{split}/{number}",
+        scene,
+        captions=[str(_by_color(Sentence(phrases)))],
+        false_caption=str(_by_color(Sentence((*phrases, wrong)))),
+        kind="half-truth",
     )
 
 
@@ -473,7 +576,15 @@ SETS: dict[str, Callable[[], Built]] = {
         CONTRAST_FEATURES,
         {split: list(pair_rows(split, pool)) for split, pool in pools().items()},
     ),
+    "shapes-crowded": lambda: (
+        CONTRAST_FEATURES,
+        {split: list(crowded_rows(split, pool)) for split, pool in crowded_pools().items()},
+    ),
     "shapes-binding": lambda: (COMPOSITION_FEATURES, binding_by_split(NUM_BINDING, pools())),
+    "shapes-half-truths": lambda: (
+        COMPOSITION_FEATURES,
+        rows_by_split(NUM_HALF_TRUTHS, crowded_pools(), half_truth_rows),
+    ),
     # Of three things there are more to count.
     "shapes-questions": lambda: (
         QUESTION_FEATURES,
