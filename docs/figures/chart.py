@@ -13,8 +13,8 @@ ENCODERS = {"Dual encoder": "vision", "Fusion encoder": "vision_language"}
 ROWS = {
     "Text to image R@1": "find the image of a text among 1,000",
     "Image to text R@1": "find the text of an image among 1,000",
-    "Crowded scenes, text to image R@1": "the image, among 1,000 of 3 or 4 things",
-    "Crowded scenes, image to text R@1": "the text, among 1,000 of 3 or 4 things",
+    "Crowded scenes, text to image R@1": "the image, among 1,000 crowded scenes",
+    "Crowded scenes, image to text R@1": "the text, among 1,000 crowded scenes",
     "Caption or one with another shape": "which caption is true: another shape",
     "Caption or one with another color": "another color",
     "Caption or one with the opposite side": "left or right, above or below",
