@@ -129,7 +129,10 @@ class Engine:
             _shard(self._step, blocks, precision=precision)
         elif world_size() > 1:
             # Routes leave out experts: a step of images alone gives those of texts no gradient.
-            self._step = DistributedDataParallel(self._step, find_unused_parameters=True)
+            # Gradients live in the buckets: without a second copy at the size of the model.
+            self._step = DistributedDataParallel(
+                self._step, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of a micro-batch, in float32; only "loss" carries a gradient."""

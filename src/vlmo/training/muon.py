@@ -5,6 +5,7 @@ PyTorch's own takes its steps in bf16, which a CPU without instructions for it c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vlmo.distributed import gather, rank, world_size
 from vlmo.model.multiway import MultiwayBlock, QueryKeyValue
 from vlmo.training.config import ParamGroup
 from vlmo.training.engine import multiplies_in_bf16
@@ -32,7 +34,11 @@ def matrices_of(module: nn.Module) -> dict[Tensor, int]:
 
 
 class MuonWithAdamW(Optimizer):
-    """Muon for groups with `parts`, AdamW for the others. Matrices that FSDP2 shards are gathered, one at a time."""
+    """Muon for groups with `parts`, AdamW for the others.
+
+    Matrices of one shape go through the Newton-Schulz steps as a batch, of which each process takes
+    a share. Those that FSDP2 shards are gathered before, all of one shape at a time.
+    """
 
     def __init__(self, groups: list[ParamGroup], adamw: Optimizer, *, lr: float) -> None:
         self._adamw = adamw
@@ -48,47 +54,79 @@ class MuonWithAdamW(Optimizer):
         self._adamw.state = self.state
         self._adamw.step()
         for group in self.param_groups:
-            for matrix in group["params"] if group["parts"] else ():
-                if matrix.grad is not None:
-                    self._update(matrix, matrix.grad, group)
+            if group["parts"]:
+                by_shape: dict[torch.Size, list[Tensor]] = {}
+                for matrix in group["params"]:
+                    if matrix.grad is not None:
+                        by_shape.setdefault(matrix.shape, []).append(matrix)
+                for matrices in by_shape.values():
+                    self._update(matrices, group)
 
-    def _update(self, matrix: Tensor, gradient: Tensor, group: ParamGroup) -> None:
+    def _update(self, matrices: list[Tensor], group: ParamGroup) -> None:
+        """Update matrices of one shape."""
+        count = group["parts"]
+        # Query, key and value are matrices of their own: orthogonalized together they would share
+        # singular values.
+        parts = torch.cat(
+            [self._direction(matrix).unflatten(0, (count, -1)) for matrix in matrices]
+        )
+        # Updates as large as AdamW's in root mean square (Liu et al. 2025).
+        scale = 0.2 * max(parts.shape[1:]) ** 0.5
+        updates = _orthogonalize_in_shares(parts).split(count)
+        for matrix, update_parts in zip(matrices, updates, strict=True):
+            update = update_parts.flatten(0, 1)
+            if isinstance(matrix, DTensor):
+                update = distribute_tensor(
+                    update, matrix.device_mesh, matrix.placements, src_data_rank=None
+                )
+            # Decoupled, as AdamW's.
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(update, alpha=-scale * group["lr"])
+
+    def _direction(self, matrix: Tensor) -> Float[Tensor, "rows columns"]:
+        """Return the whole matrix of Nesterov's direction."""
+        gradient = matrix.grad
+        assert gradient is not None
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
         # Momentum 0.95 (Jordan et al. 2024).
         momentum = state["momentum_buffer"].lerp_(gradient, 0.05)
-        direction = gradient.lerp(momentum, 0.95)  # Nesterov
+        direction = gradient.lerp(momentum, 0.95)
         if isinstance(direction, DTensor):
             direction = direction.full_tensor()
-        # Query, key and value are matrices of their own: orthogonalized together they would share
-        # singular values.
-        parts = direction.to(self._dtype).chunk(group["parts"])
-        update = torch.cat([orthogonalize(part) for part in parts])
-        if isinstance(matrix, DTensor):
-            update = distribute_tensor(
-                update, matrix.device_mesh, matrix.placements, src_data_rank=None
-            )
-        # Decoupled, as AdamW's.
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        # Updates as large as AdamW's in root mean square (Liu et al. 2025).
-        scale = 0.2 * max(parts[0].shape) ** 0.5
-        matrix.add_(update, alpha=-scale * group["lr"])
+        return direction.to(self._dtype)
 
 
-def orthogonalize(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Return about the nearest matrix whose singular values are 1.
+def _orthogonalize_in_shares(
+    matrices: Float[Tensor, "matrix rows columns"],
+) -> Float[Tensor, "matrix rows columns"]:
+    """Return what `orthogonalize` does, of which each process computes a share."""
+    if world_size() == 1:
+        return orthogonalize(matrices)
+    size = math.ceil(len(matrices) / world_size())
+    chosen = matrices[rank() * size :][:size]
+    # The last shares may be smaller, but the processes must gather as many.
+    share = matrices.new_zeros(size, *matrices.shape[1:])
+    share[: len(chosen)] = orthogonalize(chosen)
+    return gather(share)[: len(matrices)]
+
+
+def orthogonalize(
+    matrices: Float[Tensor, "matrix rows columns"],
+) -> Float[Tensor, "matrix rows columns"]:
+    """Return about the nearest matrices whose singular values are 1.
 
     Five Newton-Schulz steps with the coefficients of Jordan et al. 2024.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
+    is_tall = matrices.shape[1] > matrices.shape[2]
     # The smaller Gram matrix of the two.
-    result = matrix.T if is_tall else matrix
+    result = matrices.mT if is_tall else matrices
     # The largest singular value is at most the Frobenius norm, so none is above 1: the steps
     # converge.
-    result = result / result.norm().clamp(min=1e-7)
+    result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = result @ result.T
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        result = torch.addmm(result, polynomial, result, beta=3.4445)
-    return result.T if is_tall else result
+        gram = result @ result.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        result = torch.baddbmm(result, polynomial, result, beta=3.4445)
+    return result.mT if is_tall else result
