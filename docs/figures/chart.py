@@ -76,7 +76,7 @@ def comparison() -> str:
             sentences.append(f"{words}, {name.lower()}: {middle:.1f} % ({low:.1f} to {high:.1f}).")
     seeds = len(runs["seeds"])
     canvas.text(
-        f"dot: median of {seeds} seeds; bar: lowest to highest",
+        f"dot: median; bar: lowest to highest; seeds: {seeds}",
         x=_LEFT,
         y=bottom + 38,
         kind="small",

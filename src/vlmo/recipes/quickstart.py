@@ -42,8 +42,8 @@ STATEMENT_ROW = "Two scenes, true or false"
 _RUNS_OF_SEEDS: dict[str, Any] = json.loads(
     Path(__file__).with_name(FILE).read_text(encoding="utf-8")
 )
-WHICH_RUNS = f"median (lowest to highest) of {len(_RUNS_OF_SEEDS['seeds'])} seeds, {_RUNS_OF_SEEDS['hardware']['cpu']}"
-"""Seeds and machine of the numbers, such as "median (lowest to highest) of 5 seeds, Intel Xeon"."""
+WHICH_RUNS = f"median (lowest to highest), seeds: {len(_RUNS_OF_SEEDS['seeds'])}, {_RUNS_OF_SEEDS['hardware']['cpu']}"
+"""Seeds and machine of the numbers, such as "median (lowest to highest), seeds: 5, Intel Xeon"."""
 
 
 def over_seeds(column: str, row: str) -> str:
