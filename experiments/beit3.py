@@ -166,7 +166,8 @@ def arm(
         last = replace(
             find_recipe("shapes-stage3"), task=StageTask(losses=losses), optimizer=base.optimizer
         )
-        last = replace(last, data=replace(last.data, mask_only=()), loader=base.loader)
+        data = replace(last.data, source="shapes", mask_only=())
+        last = replace(last, data=data, loader=base.loader)
         schedule, trainer = (
             replace(base.schedule, warmup_steps=20),
             replace(last.trainer, max_steps=1000),
