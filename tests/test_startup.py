@@ -12,7 +12,7 @@ from PIL import Image
 from vlmo.cli import main
 from vlmo.released import SMALL
 
-HEAVY = "torch torchvision transformers datasets numpy PIL lancedb pyarrow ray"
+HEAVY = "torch torchvision transformers datasets numpy PIL lancedb pyarrow"
 
 
 def run(code: str, *arguments: Path) -> str:
@@ -87,7 +87,7 @@ found = [name for name in HEAVY if name in sys.modules]
 assert not found, found
 """
 TRAINING = """
-datasets timm ray tensorboard transformers.pipelines torch.utils.tensorboard
+datasets timm tensorboard transformers.pipelines torch.utils.tensorboard
 vlmo.tasks vlmo.training vlmo.retrieval.building
 """
 

@@ -581,7 +581,7 @@ def test_folder_of_something_else_is_left_alone(encoder, tmp_path):
     with pytest.raises(ValueError, match="nothing to index"):
         build(encoder, out=tmp_path / "index")
     assert not (tmp_path / "index").exists()
-    for name in ("approximate_from", "workers"):
+    for name in ("approximate_from", "batch"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
             build(encoder, folder, out=tmp_path / "index", **{name: 0})
 

@@ -1,1 +1,1 @@
-"""Registration with transformers, examples for its Trainer, sentence-transformers and LanceDB."""
+"""Registration with transformers, examples for its Trainer, and sentence-transformers."""

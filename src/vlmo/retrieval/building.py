@@ -16,7 +16,6 @@ from rich.console import Console
 from vlmo.data.rows import QuarantineFile, read_lines, to_lines
 from vlmo.folder import JsonObject, read_json
 from vlmo.folder.atomic import LOCK_FILE, lock_folder, write_file
-from vlmo.lazy import install_command
 from vlmo.progress import Progress
 from vlmo.retrieval.approximate import make_approximate
 from vlmo.retrieval.embedding import ENCODED, Batch, Encoded, Work, embed_works
@@ -133,7 +132,9 @@ def build_index(
         "dim": encoder.dim,
     }
     reader = _open_reader(facts)
-    embed = _embedder(index_options, encoder, reader)
+    embed = functools.partial(
+        embed_works, encoder=encoder, reader=reader, batch=index_options.batch
+    )
     with Progress(console) as progress:
         files = _list_inputs(facts, before, progress=progress)
     with lock_folder(folder, work="writing this index"):
@@ -208,22 +209,6 @@ def _check_model(encoder: Encoder, facts: IndexFacts, folder: Path) -> None:
             f"{facts.model['fingerprint'][:8]}) than {encoder.folder} ({encoder.fingerprint[:8]}); "
             "name a new folder"
         )
-
-
-def _embedder(
-    options: IndexOptions, encoder: Encoder, reader: Reader
-) -> Callable[..., Iterator[Batch]]:
-    """Return the function that embeds, in this process or in actors of Ray Data."""
-    settings = {"encoder": encoder, "reader": reader, "batch": options.batch}
-    if options.executor == "local":
-        return functools.partial(embed_works, **settings)
-    try:
-        from vlmo.retrieval.ray_executor import embed_on_ray
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}. Ray needs more packages: {install_command('ray')}"
-        ) from error
-    return functools.partial(embed_on_ray, workers=options.workers, **settings)
 
 
 def _metadata_file(facts: IndexFacts, options: IndexOptions) -> str | None:

@@ -37,8 +37,6 @@ class IndexOptions:
         batch: Images that go through the model at a time.
         approximate_from: Number of images from which on an approximate index is built beside the exact search.
         remove: Inputs of earlier runs whose images leave the index, or their table of metadata.
-        executor: Embed in this process, or in actors of Ray Data.
-        workers: ray: models that work side by side.
     """
 
     metadata: Path | None = None
@@ -48,11 +46,9 @@ class IndexOptions:
     batch: Annotated[int, arg(name="batch-size")] = 64
     approximate_from: Annotated[int, arg(name="ann-threshold")] = APPROXIMATE_FROM
     remove: tuple[str, ...] = ()
-    executor: Literal["local", "ray"] = "local"
-    workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch", "approximate_from", "workers"):
+        for name in ("batch", "approximate_from"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number from 1 up")
 
