@@ -581,9 +581,9 @@ def test_folder_of_something_else_is_left_alone(encoder, tmp_path):
     with pytest.raises(ValueError, match="nothing to index"):
         build(encoder, out=tmp_path / "index")
     assert not (tmp_path / "index").exists()
-    for name in ("approximate_from", "batch"):
-        with pytest.raises(ValueError, match=f"{name} is 0"):
-            build(encoder, folder, out=tmp_path / "index", **{name: 0})
+    for options in ({"batch": 0}, {"approximate_from": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is 0"):
+            build_index(encoder, [folder], out=tmp_path / "index", **options)
 
 
 def test_index_that_is_not_finished_says_so(encoder, tmp_path, monkeypatch, caplog):
