@@ -133,7 +133,6 @@ REFUSED = {
     "index vlmo-small . --out x": "retrieval",
     "embed vlmo-small . --out x.parquet": "retrieval",
     "search x red": "retrieval",
-    "map x --out x.html": "map",
     "serve vlmo-small": "serve",
     "photos .": "photos",
     "export vlmo-small --out x": "onnx",

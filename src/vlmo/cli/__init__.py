@@ -41,7 +41,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "index": searching.index,
     "embed": searching.embed,
     "search": searching.search,
-    "map": searching.map_,
     "serve": searching.serve,
     "photos": searching.photos,
     "data prepare": tasks.prepare,
@@ -62,7 +61,6 @@ _EXTRAS = {
     "search": ("retrieval", "lancedb"),
     "embed": ("retrieval", "lancedb"),
     "serve": ("serve", "uvicorn"),
-    "map": ("map", "sklearn"),
     "photos": ("photos", "watchfiles"),
     "quickstart": ("quickstart", "emoji"),
 }

@@ -62,41 +62,47 @@ class EngineOptions:
                 "--precision int8 belongs to the engines onnx and openvino; leave out --engine torch"
             )
 
-    def encoder(self, folder: str | Path, *, reranker: str | None = None) -> Encoder:
-        """Return the encoder of a model folder, maybe with a reranker; ValueError if a folder has none."""
+    def encoder(self, folder: str | Path) -> Encoder:
+        """Return the encoder of a model folder; ValueError if it has none."""
         # It imports torch, which takes seconds and no wrong option should wait for.
         from vlmo.retrieval import Encoder
 
-        return Encoder(
-            folder,
-            engine=self.engine,
-            precision=self.precision,
-            device=self.device,
-            reranker=reranker,
-        )
+        return Encoder(folder, **vars(self))
 
 
 @dataclass(frozen=True)
-class IndexEngineOptions(EngineOptions):
-    """Options of the `Encoder` of an index.
+class RerankerOptions(EngineOptions):
+    """Options of an `Encoder` that scores pairs too.
+
+    Attributes:
+        reranker: VLMo whose fusion encoder scores pairs in place of this model's, such as a CLIP's.
+    """
+
+    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
+
+
+Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
+RerankerEngines = Annotated[RerankerOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class IndexModel:
+    """The `Encoder` of an index.
 
     Attributes:
         model: Model folder; by default the one that the index was made with.
     """
 
     model: Path | None = None
+    engines: RerankerEngines = RerankerOptions()
 
-    def encoder_of(self, index: Index, *, reranker: str | None = None) -> Encoder:
+    def encoder(self, index: Index) -> Encoder:
         """Return the encoder; ValueError if the folder that the index was made with is gone."""
         if self.model is None and not Path(index.model_folder).is_dir():
             raise ValueError(
                 f"the model of this index was in {index.model_folder}, which is gone; give --model with its folder"
             )
-        return self.encoder(self.model or index.model_folder, reranker=reranker)
-
-
-Engines = Annotated[EngineOptions, tyro.conf.arg(name="")]
-IndexEngines = Annotated[IndexEngineOptions, tyro.conf.arg(name="")]
+        return self.engines.encoder(self.model or index.model_folder)
 
 
 # Options as people type them, and ours for the same; of several, the first that the command has.

@@ -17,9 +17,10 @@ from rich.console import Console
 from vlmo.cli.parsing import (
     EngineOptions,
     Engines,
-    IndexEngineOptions,
-    IndexEngines,
+    IndexModel,
     ModelFolder,
+    RerankerEngines,
+    RerankerOptions,
     check_given,
     check_new_file,
 )
@@ -142,8 +143,7 @@ def search(
     options: Annotated[SearchOptions, tyro.conf.arg(name="")] = SearchOptions(),  # noqa: B008
     json: bool = False,
     sheet: Path | None = None,
-    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
-    engines: IndexEngines = IndexEngineOptions(),  # noqa: B008
+    model: Annotated[IndexModel, tyro.conf.arg(name="")] = IndexModel(),  # noqa: B008
 ) -> None:
     """Search an index by words or by an image: vlmo search INDEX ["a red umbrella"|IMAGE] ["+at night" "-0.5*people"].
 
@@ -153,7 +153,6 @@ def search(
         parts: More words, or files of images, to add (+) or subtract (-), maybe with a weight and a * before them.
         json: Print JSON instead of a table.
         sheet: PNG file for a contact sheet of the result.
-        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
     """
     from vlmo.data.listing import image_named
 
@@ -163,7 +162,7 @@ def search(
     from vlmo.retrieval import Index, Searcher
 
     index = Index(folder)
-    searcher = Searcher(engines.encoder_of(index, reranker=reranker), index)
+    searcher = Searcher(model.encoder(index), index)
     result = searcher.search(image or query or None, parts=weighted_parts, **vars(options))
     # As it was typed, for the heading of the result.
     query = " ".join([query, *(part.strip() for part in parts)])
@@ -189,41 +188,14 @@ def _read_part(text: str) -> tuple[str | Path, float]:
     return image_named(words, must_exist=True) or words, float(f"{sign}{weight or 1}")
 
 
-def map_(
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    *,
-    out: Path,
-    images: int = 2000,
-    engines: IndexEngines = IndexEngineOptions(),  # noqa: B008
-) -> None:
-    """Draw a map of an index, on which images that look alike lie close: vlmo map INDEX --out map.html.
-
-    Args:
-        folder: Folder of the index.
-        out: New .html file, which needs nothing else.
-        images: Images on the map, at most, taken evenly.
-    """
-    check_new_file(out, option="--out", suffix=".html")
-    from vlmo.retrieval import Index
-    from vlmo.retrieval.map import draw_map, write_map
-
-    index = Index(folder)
-    encoder = engines.encoder_of(index)
-    with _STDERR.status("") as status:
-        drawn = draw_map(encoder, index, most=images, on_step=status.update)
-    write_map(drawn, out)
-    say(f"{len(drawn.images)} images on the map {out}")
-
-
 def serve(
     folder: ModelFolder,
     *,
     index: Path | None = None,
     vqa: Path | None = None,
     captioning: Path | None = None,
-    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
     address: Address = ServerAddress(),
-    engines: Engines = EngineOptions(),  # noqa: B008 - frozen
+    engines: RerankerEngines = RerankerOptions(),  # noqa: B008 - frozen
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008
 ) -> None:
     """Serve a model over HTTP, with a web page: vlmo serve MODEL_FOLDER [--index DIR] [--vqa VQA_MODEL_FOLDER].
@@ -232,7 +204,6 @@ def serve(
         index: Index that vlmo index has made with this model; without it nothing is searched.
         vqa: Folder of another model, which answers questions about images.
         captioning: Folder of another model, which describes images.
-        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
     """
     folder = Path(find_model(folder))
     check_given([index], expected="an index that vlmo index has made")
@@ -248,10 +219,7 @@ def serve(
             index=index,
             vqa=vqa,
             captioning=captioning,
-            engine=engines.engine,
-            precision=engines.precision,
-            device=engines.device,
-            reranker=reranker,
+            **vars(engines),
         )
         run(bound, parts, settings)
 
@@ -263,9 +231,8 @@ def photos(
     index: Path | None = None,
     address: Address = ServerAddress(),
     no_open: tyro.conf.FlagCreatePairsOff[bool] = False,
-    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
     ocr: bool = find_spec("rapidocr") is not None,
-    engines: Engines = EngineOptions(),  # noqa: B008 - frozen
+    engines: RerankerEngines = RerankerOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Search the photographs in a folder on a web page, which follows its changes: vlmo photos DIR [--model NAME].
 
@@ -274,7 +241,6 @@ def photos(
         model: A name that vlmo models lists, or a model folder.
         index: Folder of the index; by default one in the cache, which the output names.
         no_open: Do not show the page in a browser.
-        reranker: VLMo whose fusion encoder reranks what this model finds, such as a CLIP.
         ocr: Find images by text in them too; by default where the extra ocr is installed. Indexing takes longer.
     """
     folder = folder.expanduser()
@@ -285,7 +251,7 @@ def photos(
 
     settings = Settings(api_key=read_key(address.api_key_file))
     with bind(address.host, address.port) as bound:
-        encoder = engines.encoder(_find_or_explain(model), reranker=reranker)
+        encoder = engines.encoder(_find_or_explain(model))
         index = (index or _cached_index(folder, encoder)).expanduser()
         say(
             f"index: {index}",

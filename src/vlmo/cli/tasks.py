@@ -14,9 +14,9 @@ from rich.table import Table
 
 from vlmo.cli.parsing import (
     Device,
-    EngineOptions,
-    Engines,
     ModelFolder,
+    RerankerEngines,
+    RerankerOptions,
     check_given,
     check_new_file,
 )
@@ -250,8 +250,7 @@ def benchmark(
     images: Path | None = None,
     limit: int | None = None,
     out: Path | None = None,
-    reranker: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None,
-    engines: Engines = EngineOptions(),  # noqa: B008
+    engines: RerankerEngines = RerankerOptions(),  # noqa: B008
 ) -> None:
     """Measure true against false captions: vlmo benchmark MODEL_FOLDER --suite NAME --data DIR.
 
@@ -261,13 +260,12 @@ def benchmark(
         images: Folder of the images; by default images/ in the folder.
         limit: Read the first examples only.
         out: JSON file; by default benchmark_SUITE.json in the model folder, or here if the model was given by a name.
-        reranker: VLMo whose fusion encoder scores pairs beside this model, such as a CLIP.
     """
     check_new_file(out, option="--out")
     path = Path(find_model(folder))
     from vlmo.zero_shot import run_suite
 
-    encoder = engines.encoder(path, reranker=reranker)
+    encoder = engines.encoder(path)
     result = run_suite(encoder, suite, data, images=images, limit=limit, console=_STDERR)
     Console(soft_wrap=True).print(result.table())
     out = out or notes_folder(path) / f"benchmark_{suite}.json"

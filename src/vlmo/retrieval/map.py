@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from vlmo.data.decoding import image_bytes
-from vlmo.folder.atomic import write_file
 from vlmo.lazy import need_package
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.hits import Hit
@@ -131,11 +129,3 @@ def _data_address(thumbnail: bytes) -> str:
     image.thumbnail((_SIDE, _SIDE))
     data = base64.b64encode(image_bytes(image, "JPEG", quality=70)).decode()
     return f"data:image/jpeg;base64,{data}"
-
-
-def write_map(drawn: Map, file: Path) -> None:
-    """Write a map as an HTML file that needs nothing else."""
-    environment = Environment(loader=PackageLoader("vlmo.retrieval", "."), autoescape=True)
-    write_file(
-        file, environment.get_template("map.html").render(images=drawn.images, groups=drawn.groups)
-    )

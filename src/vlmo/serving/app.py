@@ -31,14 +31,7 @@ from vlmo.serving.service import Answer, Service
 from vlmo.serving.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
-_FILES = {
-    "/": "index.html",
-    "/docs": "docs.html",
-    "/favicon.ico": "icon.svg",
-    # The file of a map that `vlmo map` writes has these too.
-    "/static/pan.js": "../../retrieval/pan.js",
-    "/static/map.css": "../../retrieval/map.css",
-}
+_FILES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
 _JSON = "application/json"
 Responses: TypeAlias = dict[int | str, Answer]
 _ERRORS: Responses = {

@@ -1,4 +1,4 @@
-// A map that is moved and zoomed by dragging, wheel, pinch and keys: in the file of `vlmo map`, and in the service's page.
+// A map that is moved and zoomed by dragging, wheel, pinch and keys on the service's page.
 
 const SIDE = 1000; // of what the places from 0 to 1 are drawn on, in pixels
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
