@@ -300,15 +300,21 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
     if is_json:
         say_json(as_json(query, result))
         return
-    if result.hits:
+    shown = result
+    if result.less_likely and not result.hits:
+        say(f"Nothing here looks like {query!r}. The nearest:")
+        shown = replace(result, hits=[*result.less_likely])
+    if shown.hits:
         # rich takes 80 columns where there is no terminal, and would break all paths.
         width = None if sys.stdout.isatty() else _WIDTH
-        Console(soft_wrap=True, width=width).print(as_table(query, result))
+        Console(soft_wrap=True, width=width).print(as_table(query, shown))
         if query:
             score = _RERANKED if result.num_reranked else "similarity (cosine)"
             if result.num_matched:
                 score = "sum of reciprocal ranks, by words and by the model"
             say(f"score: {score}")
+        if result.hits and result.less_likely:
+            say(f"{len(result.less_likely)} less likely images are left out (--min-probability)")
     else:
         say("nothing was found")
     facts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from vlmo.retrieval.facts import INDEX_FILE, IndexFacts, now, read_facts
 from vlmo.retrieval.metadata import MetadataTable
 from vlmo.retrieval.ocr import load_reader
 from vlmo.retrieval.options import IndexOptions
+from vlmo.retrieval.presence import Background, common_words, fit_background
 from vlmo.retrieval.skipped import QUARANTINE_FILE
 from vlmo.retrieval.sources import (
     Found,
@@ -154,6 +155,7 @@ def build_index(
             before=before.approximate,
             console=console,
         )
+        facts.background = _background(store, encoder, before, images=facts.images)
         facts.bad = counts["bad"]
         # Last: an index is complete once all of it is written.
         facts.complete = True
@@ -162,6 +164,15 @@ def build_index(
     seconds = time.perf_counter() - started_at
     recall = (facts.approximate or {}).get("recall")
     return BuildReport(images=facts.images, seconds=seconds, recall=recall, **counts)
+
+
+def _background(
+    store: Store, encoder: Encoder, before: IndexFacts, *, images: int
+) -> JsonObject | None:
+    if before.background is not None and Background(**before.background).is_current(images):
+        return before.background
+    background = fit_background(store, encoder.embed_texts(common_words()))
+    return None if background is None else asdict(background)
 
 
 def _facts_of(folder: Path) -> IndexFacts:

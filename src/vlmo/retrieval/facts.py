@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlmo.folder import JsonObject, read_json
 from vlmo.folder.atomic import write_file
+from vlmo.retrieval.presence import Background
 from vlmo.retrieval.store import Approximate, DamagedError
 
 INDEX_FILE = "index.json"
@@ -31,6 +32,7 @@ class IndexFacts:
         store_bytes: True if it keeps the bytes of image files.
         ocr: True if text in images is read.
         approximate: Parameters and recall of the approximate index (`make_approximate`); None without one.
+        background: Fields of a `Background`, by which searches tell probabilities; None if it was not fitted.
         skipped: Number of files that are not read, by suffix.
         folders: Identities of the inputs that are folders.
         mounts: Folders below them that are disks of their own.
@@ -48,6 +50,7 @@ class IndexFacts:
     store_bytes: bool = False
     ocr: bool = False
     approximate: JsonObject | None = None
+    background: JsonObject | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     mounts: list[str] = field(default_factory=list)
@@ -90,6 +93,8 @@ def read_facts(folder: Path) -> IndexFacts:
             facts.model[name]
         if facts.approximate is not None:
             Approximate(**facts.approximate["search"])
+        if facts.background is not None:
+            Background(**facts.background)
     except (KeyError, TypeError) as error:
         raise DamagedError(
             f"{folder}: the index is damaged, it lacks {error}; build it anew"

@@ -30,6 +30,7 @@ class Hit:
         similarity: Cosine of the vectors of query and image.
         match: Log-odds that the text belongs to the image; None where it was not reranked.
         words: Share of the query's words that its texts have; None where none was found, or asked for.
+        presence: Probability that it shows the text of the query (`Background`); None for other queries.
         path: Its file, or "SHARD#KEY" of a record in a shard.
         metadata: Every other column.
         hash: Digest of its bytes when it was indexed.
@@ -46,6 +47,7 @@ class Hit:
     height: int
     hash: str = field(default="", compare=False, repr=False)
     words: float | None = None
+    presence: float | None = None
 
     @property
     def is_dated(self) -> bool:

@@ -30,6 +30,7 @@ from vlmo.retrieval.filters import (
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking, hit_of
 from vlmo.retrieval.in_memory import FILE, CodedImages, MemoryVectors, has_faiss
 from vlmo.retrieval.options import MAX_TOP, PhotoFilter
+from vlmo.retrieval.presence import Background
 from vlmo.retrieval.skipped import read_skipped
 from vlmo.retrieval.sources import read_uri
 from vlmo.retrieval.store import FILTERED, TABLE, Approximate, DamagedError, Store, one_line
@@ -138,6 +139,14 @@ class Index:
         self._read_changed()
         with one_line(self.folder):
             return *self._version, self._store.version
+
+    @property
+    def background(self) -> Background | None:
+        """Similarities of common words; None until a run has ended that fits them."""
+        self._read_changed()
+        if self._facts.background is None:
+            return None
+        return Background(**self._facts.background)
 
     @property
     def num_images(self) -> int:

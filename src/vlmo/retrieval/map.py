@@ -18,6 +18,7 @@ from vlmo.lazy import need_package
 from vlmo.retrieval.encoder import Encoder
 from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.index import Index
+from vlmo.retrieval.presence import common_words
 from vlmo.retrieval.words import split_words
 
 # Longest side of a thumbnail in pixels, and bounds of the number of groups and of words that may
@@ -94,7 +95,7 @@ def _place(
 
 
 def _naming_words(hits: Sequence[Hit], *, least: int) -> list[str]:
-    """Return words that may name groups: of captions, and of `map_words.txt` if these have fewer than `least`.
+    """Return words that may name groups: of captions, and of `common_words` if these have fewer than `least`.
 
     Names of files and albums tell when, where and by whom images were made (IMG, Rome, backup), not what they show.
     """
@@ -105,7 +106,7 @@ def _naming_words(hits: Sequence[Hit], *, least: int) -> list[str]:
         if 1 < count <= len(hits) / 2 and len(word) > 2 and word.isalpha():
             words.append(word)
     if len(words) < least:
-        words += Path(__file__).with_name("map_words.txt").read_text().split()
+        words += common_words()
     return list(dict.fromkeys(words))[:_MOST_WORDS]
 
 

@@ -121,6 +121,8 @@ class SearchOptions:
         mode: vectors; words: only images whose captions, file names, albums or texts in them have a word of the text;
             hybrid: the order by the model and that by words, fused by reciprocal ranks; auto: the same, where only
             images that have all words are found by words.
+        min_probability: Least probability that an image shows the text, 0 to 1; others are apart, as less likely. Images
+            that words find stay.
     """
 
     top: int = 10
@@ -130,6 +132,7 @@ class SearchOptions:
     photos: Annotated[PhotoFilter, arg(name="")] = PhotoFilter()
     sort: Literal["date"] | None = None
     mode: Mode = "auto"
+    min_probability: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (("top", self.top, 1), ("rerank", self.rerank or 0, 0)):
@@ -138,4 +141,8 @@ class SearchOptions:
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise ValueError(
                 f"weight is {self.weight}; give the share of the match score, from 0 to 1"
+            )
+        if self.min_probability is not None and not 0 <= self.min_probability <= 1:
+            raise ValueError(
+                f"min_probability is {self.min_probability}; give a probability from 0 to 1"
             )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from vlmo.folder import JsonObject
 from vlmo.folder.atomic import atomic_file
+from vlmo.retrieval.hits import Hit
 from vlmo.retrieval.index import Index
 from vlmo.retrieval.search import SearchResult
 from vlmo.terminal import escaped
@@ -18,10 +19,12 @@ from vlmo.visualization import grid
 
 def as_json(query: str, result: SearchResult) -> JsonObject:
     """Everything about a result, as JSON takes it."""
-    hits = [
-        {name: value for name, value in vars(hit).items() if name != "hash"} for hit in result.hits
-    ]
-    return {"query": query, "hits": hits, **result.facts()}
+    return {
+        "query": query,
+        "hits": [_hit_as_json(hit) for hit in result.hits],
+        "less_likely": [_hit_as_json(hit) for hit in result.less_likely],
+        **result.facts(),
+    }
 
 
 def as_table(query: str, result: SearchResult) -> Table:
@@ -32,6 +35,8 @@ def as_table(query: str, result: SearchResult) -> Table:
     numbers = {"": list(map(str, range(1, len(result.hits) + 1)))}
     if query:
         numbers["score"] = [f"{hit.score:.3f}" for hit in result.hits]
+    if any(hit.presence is not None for hit in result.hits):
+        numbers["probability"] = [f"{hit.presence or 0:.0%}" for hit in result.hits]
     if result.num_reranked:
         numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]
         numbers["match"] = ["" if hit.match is None else f"{hit.match:.2f}" for hit in result.hits]
@@ -64,6 +69,10 @@ def write_sheet(file: Path, *, query: str, result: SearchResult, index: Index) -
     with atomic_file(file) as aside:
         kind = Image.registered_extensions().get(file.suffix.lower())
         grid(_headed(query, result), tiles, columns=4).save(aside, format=kind)
+
+
+def _hit_as_json(hit: Hit) -> JsonObject:
+    return {name: value for name, value in vars(hit).items() if name != "hash"}
 
 
 def _headed(query: str, result: SearchResult) -> str:

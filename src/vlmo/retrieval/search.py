@@ -25,6 +25,7 @@ from vlmo.retrieval.fusion import fuse_ranks
 from vlmo.retrieval.hits import NO_RANKING, Hit, Ranking
 from vlmo.retrieval.index import Index, IndexQuery
 from vlmo.retrieval.options import SearchOptions
+from vlmo.retrieval.presence import Background
 from vlmo.retrieval.words import query_words
 
 TEXTS = "texts"
@@ -95,6 +96,7 @@ class SearchResult:
         seconds: Durations of "encode", "index" and "rerank".
         no_match: True if the model reads the query in pieces, as it does nonsense, and its words find nothing.
         num_undated: Hits that pass a filter of dates by the time of their files alone.
+        less_likely: Images below `min_probability`, best first.
     """
 
     hits: list[Hit]
@@ -103,6 +105,7 @@ class SearchResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     no_match: bool = False
     num_undated: int = 0
+    less_likely: Sequence[Hit] = ()
 
     @property
     def num_matched(self) -> int:
@@ -123,6 +126,8 @@ class SearchResult:
             notes.append(
                 "no match: the model does not know these words and reads them in pieces, as it does nonsense"
             )
+        if self.less_likely and not self.hits:
+            notes.append("nothing here looks like the query; the nearest are less likely")
         if self.num_unreadable:
             notes.append(f"{self.num_unreadable} images could not be read and were not reranked")
         if self.num_undated:
@@ -269,6 +274,10 @@ class Searcher:
             hits.sort(
                 key=lambda hit: (hit.is_dated, str(hit.metadata.get("taken") or "")), reverse=True
             )
+        less_likely: list[Hit] = []
+        if query.is_single_text:
+            hits = _with_presence(hits, self.index.background)
+            hits, less_likely = _split_by_presence(hits, options.min_probability)
         num_undated = 0
         if options.photos.since or options.photos.until:
             num_undated = sum(not hit.is_dated for hit in hits)
@@ -278,6 +287,7 @@ class Searcher:
             seconds=seconds,
             no_match=is_unknown and not by_words.ranks,
             num_undated=num_undated,
+            less_likely=less_likely,
         )
 
     def _num_candidates(self, query: SearchQuery, options: SearchOptions) -> int:
@@ -286,6 +296,14 @@ class Searcher:
             raise ValueError(f"mode {options.mode} looks up words, but there is no text")
         if not (query.texts or query.images or query.like) and options.sort is None:
             raise ValueError("there is no query; give words or an image, or the order by date")
+        if options.min_probability is not None and not query.is_single_text:
+            raise ValueError(
+                "min_probability belongs to a text alone; leave it out, or give words without parts"
+            )
+        if options.min_probability is not None and self.index.background is None:
+            raise ValueError(
+                f"{self.index.folder} knows no probabilities yet; run vlmo index again, or leave out min_probability"
+            )
         # The matching head was trained on whole captions, not on sums of texts and images.
         can_rerank = query.is_single_text and options.mode != "words"
         if options.rerank is None:
@@ -513,6 +531,28 @@ def _best_hits(
         replace(hits[image_id], score=scores[image_id], words=shares.get(image_id))
         for image_id in best
     ]
+
+
+def _with_presence(hits: Sequence[Hit], background: Background | None) -> list[Hit]:
+    if background is None:
+        return list(hits)
+    return [replace(hit, presence=background.presence(hit.similarity)) for hit in hits]
+
+
+def _split_by_presence(
+    hits: Sequence[Hit], min_probability: float | None
+) -> tuple[list[Hit], list[Hit]]:
+    """Return the likely images and the less likely ones, both in their order."""
+    likely = []
+    less_likely = []
+    for hit in hits:
+        # Words in an image's own texts say what it shows, however little it looks like that.
+        is_sure = min_probability is None or hit.words is not None or hit.presence is None
+        if is_sure or hit.presence >= min_probability:
+            likely.append(hit)
+        else:
+            less_likely.append(hit)
+    return likely, less_likely
 
 
 def _checked(text: str) -> str:
