@@ -31,7 +31,7 @@ def everything(path: Path, **options) -> Dataset:
 
 
 def test_open_source_names_the_nearest_right_name() -> None:
-    with pytest.raises(ValueError, match=r"'emoji-pair'.*Did you mean 'emoji-pairs'\?") as caught:
+    with pytest.raises(ValueError, match=r"'emoji-pair'.*did you mean 'emoji-pairs'\?") as caught:
         open_source("emoji-pair")
     assert all(name in str(caught.value) for name in SETS)
 

@@ -21,6 +21,7 @@ from vlmo.cli.parsing import (
     check_new_file,
 )
 from vlmo.released import find_model, is_released, notes_folder
+from vlmo.tasks.inputs import Inputs
 from vlmo.terminal import escaped, say, say_json
 
 if TYPE_CHECKING:
@@ -317,35 +318,23 @@ def _choose(
 def predict(
     folder: ModelFolder,
     *,
-    image: tuple[Path, ...] = (),
-    question: str | None = None,
-    text: tuple[str, ...] = (),
-    caption: bool = False,
-    top: int = 5,
-    save: Path | None = None,
+    inputs: Annotated[Inputs, tyro.conf.arg(name="")] = Inputs(),  # noqa: B008 - frozen
     json: bool = False,
     device: Device = None,
 ) -> None:
     """Answer about own images: vlmo predict MODEL_FOLDER --image FILE [--question TEXT | --text TEXT ... | --caption].
 
     Args:
-        image: Image; two for a sentence about two, any number for retrieval and classification.
-        question: Question about the image.
-        text: Sentence about two images, or texts to compare with images.
-        caption: Describe each image, with a model for captions.
-        top: Answers, classes, or texts of an image that are shown.
-        save: PNG file: attention of the question over the image, or the classes of the pixels.
         json: Print JSON instead of a table.
     """
     folder = Path(find_model(folder))
-    check_given(image, expected="an image")
-    for file in filter(Path.is_dir, image):
+    check_given(inputs.images, expected="an image")
+    for file in filter(Path.is_dir, inputs.images):
         raise ValueError(f"--image {file} is a folder; name the images in it, such as {file}/*.jpg")
-    check_new_file(save, option="--save")
-    from vlmo import tasks
+    check_new_file(inputs.save, option="--save")
+    from vlmo.tasks import predict as answer_inputs
 
-    inputs = tasks.Inputs(image, text, question, caption=caption, top=top, save=save)
-    answer = tasks.predict(folder, inputs, device=device)
+    answer = answer_inputs(folder, inputs, device=device)
     if json:
         say_json(answer.rows)
         return

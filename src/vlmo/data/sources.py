@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import itertools
 import logging
@@ -37,6 +36,7 @@ from vlmo.data.schema import (
     make_row,
 )
 from vlmo.data.tables import SPLITS, TABLE_STEMS
+from vlmo.terminal import suggestion
 
 __all__ = ["FEATURES", "decode_image", "open_source"]
 
@@ -86,10 +86,7 @@ def open_source(
         return builtin.load(name, split=split, cache_dir=cache_dir)
     path = Path(name).expanduser().absolute()
     if not path.exists():
-        raise ValueError(
-            f"no data set {name!r}: it is neither a built-in name nor a path that exists."
-            f"{_hint(name)} Built-in names: {', '.join(builtin.SETS)}."
-        )
+        raise _no_such_set(name)
     return _open_path(path, split=split, test_share=test_share)
 
 
@@ -117,11 +114,14 @@ def _open_path(path: Path, *, split: str, test_share: float) -> Dataset:
     return _choose_split(dataset, split=split, test_share=test_share, path=path)
 
 
-def _hint(name: str) -> str:
+def _no_such_set(name: str) -> ValueError:
+    hint = suggestion(name, builtin.SETS)
     if listing.is_remote(name) or listing.has_wildcards(name, braces=True):
-        return f" Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
-    near = difflib.get_close_matches(name, builtin.SETS, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+        hint = f". Shards by pattern or URL are read as streams: --data.streams.patterns {name!r}."
+    return ValueError(
+        f"no data set {name!r}, neither by a built-in name nor at a path{hint} "
+        f"Built-in names: {', '.join(builtin.SETS)}."
+    )
 
 
 def _choose_split(dataset: Dataset, *, split: str, test_share: float, path: Path) -> Dataset:

@@ -502,10 +502,7 @@ class VLMoModel(VLMoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> VLMoModelOutput:
-        """Encode images, texts or pairs, all tokens of them; see `ImageOptions` and, for `causal`, `encode`.
-
-        ValueError as there, and if attention weights are asked of the sdpa implementation.
-        """
+        """Encode all tokens as `encode` does; ValueError also if attention weights are asked of sdpa."""
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 "Attention weights need attn_implementation='eager' (model.set_attn_implementation)."

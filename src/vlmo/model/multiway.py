@@ -190,11 +190,7 @@ def attend(
 ) -> tuple[
     Float[Tensor, "batch queries heads*dim"], Float[Tensor, "batch heads queries seq"] | None
 ]:
-    """Softmax attention of the `queries`, of all tokens by default, to all tokens.
-
-    Returns:
-        New states, and attention weights if `eager`.
-    """
+    """Softmax attention of the `queries`, of all tokens by default, to all tokens; with weights if `eager`."""
     # Queries, keys and values: (batch, heads, seq, dim).
     query, key, value = qkv.transpose(1, 3).unbind(2)
     if queries is not None:

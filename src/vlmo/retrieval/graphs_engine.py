@@ -106,10 +106,11 @@ class GraphsEngine:
 
         self._session = session
         text = about["text"]
-        tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
-        tokenizer.enable_truncation(text["max_length"])
-        tokenizer.enable_padding(pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE)
-        self._tokenizer = tokenizer
+        self._tokenizer = Tokenizer.from_file(str(file_in(written, text["tokenizer"])))
+        self._tokenizer.enable_truncation(text["max_length"])
+        self._tokenizer.enable_padding(
+            pad_id=text["pad_token_id"], pad_to_multiple_of=_PAD_MULTIPLE
+        )
 
     def pixels(self, image: Image.Image) -> Pixels:
         """An RGB image at the model's size; beside torchvision's, levels differ by one or two here and there."""

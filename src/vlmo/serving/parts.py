@@ -97,9 +97,7 @@ def load_parts(
     device: str | None = None,
     **options: Any,
 ) -> Parts:
-    """Load models and index; `folder` may hold a model for retrieval, or one for `vqa` or `captioning`, in PyTorch.
-
-    `options` are further ones of `Encoder`.
+    """Load models and index; `folder` may be for `Encoder`, with its `options`, or for `vqa` or `captioning`.
 
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.

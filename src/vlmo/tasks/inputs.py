@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,19 @@ class Reads:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Image files of one prediction, sentences about them, or a question about the one image.
+    """Inputs of one prediction, the same in Python and of `vlmo predict`.
 
     Attributes:
-        top: Answers, classes, or texts of an image that are returned.
-        save: PNG file for an image of the result: the attention of a question, or the classes of
-            the pixels.
+        images: Image; two for a sentence about two, any number for retrieval and classification.
+        question: Question about the image.
+        texts: Sentence about two images, or texts to compare with images.
+        caption: Describe each image, with a model for captions.
+        top: Answers, classes, or texts of an image that are shown.
+        save: PNG file: attention of the question over the image, or the classes of the pixels.
     """
 
-    images: Sequence[Path] = ()
-    texts: Sequence[str] = ()
+    images: Annotated[Sequence[Path], arg(name="image")] = ()
+    texts: Annotated[Sequence[str], arg(name="text")] = ()
     question: str | None = None
     caption: bool = False
     top: int = 5

@@ -137,7 +137,7 @@ def test_every_preparer_says_what_a_missing_root_should_be(name: str, tmp_path: 
 
 
 def test_unknown_name_gets_the_nearest(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"no data set 'flickr30' .*Did you mean 'flickr30k'\?"):
+    with pytest.raises(ValueError, match=r"no data set 'flickr30' .*did you mean 'flickr30k'\?"):
         prepare("flickr30", root=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"no data set 'xyzzy' can be prepared\. All: coco"):
         prepare("xyzzy", root=tmp_path, out=tmp_path / "out")

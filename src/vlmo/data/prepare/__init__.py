@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmo.data.rows import SUMMARY_FILE, naming_damage
+from vlmo.terminal import suggestion
 
 if TYPE_CHECKING:
     from vlmo.data.prepare.engine import Summary
@@ -52,10 +52,8 @@ def prepare(
         ValueError: Unknown name, missing files, data in another layout, or no row that can be used.
     """
     if name not in PREPARERS:
-        near = difflib.get_close_matches(name, PREPARERS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no data set {name!r} can be prepared.{hint} All: {', '.join(PREPARERS)}."
+            f"no data set {name!r} can be prepared{suggestion(name, PREPARERS)} All: {', '.join(PREPARERS)}."
         )
     from vlmo.data.prepare.engine import prepare_set
 

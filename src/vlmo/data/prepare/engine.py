@@ -70,22 +70,20 @@ class Summary:
     layout: int = LAYOUT
 
     @classmethod
-    def read(cls, folder: Path) -> Summary:
-        """Read the summary of a folder; ValueError if it has none of this layout."""
+    def read(cls, folder: Path, *, name: str, root: Path) -> Summary:
+        """Read the summary of a folder; ValueError if it has another layout, set or source."""
         file = folder / SUMMARY_FILE
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            summary = cls(**json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{file} is damaged ({error!r}); choose another --out, or remove it"
             ) from error
-
-    def check_origin(self, folder: Path, *, name: str, root: Path) -> None:
-        """Raise ValueError if the folder was prepared of another set, or from elsewhere."""
-        if (self.name, self.source) != (name, str(root)):
+        if (summary.name, summary.source) != (name, str(root)):
             raise ValueError(
-                f"{folder} holds {self.name} from {self.source}; choose another --out, or remove it"
+                f"{folder} holds {summary.name} from {summary.source}; choose another --out, or remove it"
             )
+        return summary
 
     def lines(self) -> list[str]:
         """Return warnings, notes and the terms."""
@@ -121,8 +119,7 @@ def prepare_set(
     if root.is_relative_to(out):
         raise ValueError(f"--out {out} holds --root {root}; choose a new folder")
     if (out / SUMMARY_FILE).is_file():
-        done = Summary.read(out)
-        done.check_origin(out, name=name, root=root)
+        done = Summary.read(out, name=name, root=root)
         shutil.rmtree(unfinished, ignore_errors=True)
         return done
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
