@@ -88,7 +88,7 @@ assert not found, found
 """
 TRAINING = """
 datasets timm tensorboard transformers.pipelines torch.utils.tensorboard
-vlmo.tasks vlmo.training vlmo.retrieval.building
+vlmo.tasks.task vlmo.tasks.registry vlmo.training vlmo.retrieval.building
 """
 
 
