@@ -12,17 +12,19 @@ checkpointing or without.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from rich.table import Table
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
@@ -31,8 +33,10 @@ from vlmo.model.embeddings import relative_position_index
 from vlmo.model.multiway import MultiwayBlock
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
+from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
 from vlmo.training.lora import add_adapters
 from vlmo.training.muon import matrices_of
+from vlmo.training.parallel import to_device
 from vlmo.types import Batch
 
 _FLOAT32 = 4
@@ -54,6 +58,7 @@ class Estimate:
         micro_batch: Samples of one process in one backward pass.
         flops_per_sample: Recomputation to save memory does not count.
         flops_per_step: The same for the global batch.
+        waits: Operations of a micro-batch at which the host waits for the GPU.
     """
 
     parameters: int
@@ -65,6 +70,7 @@ class Estimate:
     micro_batch: int
     flops_per_sample: int
     flops_per_step: int
+    waits: tuple[str, ...]
 
     def table(self, *, title: str) -> Table:
         """Return the numbers for people."""
@@ -99,17 +105,27 @@ def _flops(count: int) -> str:
     return f"{count / 1e12:,.1f} TFLOPs" if count >= 1e12 else f"{count / 1e9:,.1f} GFLOPs"
 
 
-def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
+def estimate(
+    recipe: Recipe, *, processes: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+) -> Estimate:
     """Return the needs of each of `processes` that share the recipe's run.
+
+    Args:
+        device: "cuda", which need not be there, or "cpu": their kernels keep different tensors.
 
     Raises:
         ValueError: The processes cannot share the global batch, or settings contradict each other.
     """
     micro_batch = _micro_batch(recipe, processes=processes)
     objective, model = _build_without_data(recipe)
+    torch_device = FAKE_CUDA if device == "cuda" else torch.device("cpu")
     chunk = getattr(getattr(recipe.task, "losses", None), "cache_chunk", None)
     # With a gradient cache a chunk at a time is kept.
-    flops, kept = _measure(recipe, objective, rows=min(micro_batch, chunk or micro_batch))
+    rows = min(micro_batch, chunk or micro_batch)
+    with _tensors_without_data(device):
+        objective.to_empty(device=torch_device).train()
+        counts, kept = _step(recipe, objective, rows=rows, device=torch_device)
+    flops = counts.flops / rows
     activations, in_blocks, block_inputs, largest_block = kept
     engine = recipe.trainer.engine
     # Blocks keep their inputs, and one block at a time is recomputed whole.
@@ -137,6 +153,7 @@ def estimate(recipe: Recipe, *, processes: int = 1) -> Estimate:
         micro_batch=micro_batch,
         flops_per_sample=round(flops),
         flops_per_step=round(flops * recipe.loader.global_batch_size),
+        waits=tuple(counts.waits),
     )
 
 
@@ -172,28 +189,26 @@ def _build_without_data(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     return objective, model
 
 
-def _measure(
-    recipe: Recipe, objective: nn.Module, *, rows: int
-) -> tuple[float, Float64[np.ndarray, "4"]]:
-    """Return FLOPs of a sample, and the bytes of `_step` that these rows keep."""
+@contextlib.contextmanager
+def _tensors_without_data(device: str) -> Iterator[None]:
+    """Context in which tensors on `device` have no data."""
     chunk_scores = cpu._CHUNK_SCORES
     # Attention in one go has fewer operations.
     cpu._CHUNK_SCORES = sys.maxsize
+    mode = fake_cuda() if device == "cuda" else FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            objective.to_empty(device="cpu").train()
-            flops, kept = _step(recipe, objective, fake, rows=rows)
+        with mode:
+            yield
     finally:
         cpu._CHUNK_SCORES = chunk_scores
         # The cache would hand tensors without data to the next model.
         relative_position_index.cache_clear()
-    return flops / rows, kept
 
 
 def _step(
-    recipe: Recipe, objective: nn.Module, fake: FakeTensorMode, *, rows: int
-) -> tuple[int, Float64[np.ndarray, "4"]]:
-    """Return FLOPs, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
+    recipe: Recipe, objective: nn.Module, *, rows: int, device: torch.device
+) -> tuple[_WithoutData, Float64[np.ndarray, "4"]]:
+    """Return the step's counts, and bytes kept: in all, in blocks, of their inputs, in the largest block."""
     weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
     kept: dict[int, int] = {}
     kept_before_block: list[int] = []
@@ -219,20 +234,21 @@ def _step(
         if isinstance(module, MultiwayBlock):
             hooks.append(module.register_forward_pre_hook(enter_block))
             hooks.append(module.register_forward_hook(leave_block))
-    batch, without_data = _batch(recipe, rows, fake)
+    batch, counts = _batch(recipe, rows)
+    batch = to_device(batch, device)
     bf16 = recipe.trainer.precision == "bf16"
-    with without_data:
+    with counts:
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         # Autocast's copies of the weights are kept, too, and counted.
-        with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with saved, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = objective(batch)["loss"]
         loss.backward()
     largest = max(kept_in_block, default=0)
     sizes = [sum(kept.values()), sum(kept_in_block), sum(block_inputs), largest]
-    return without_data.flops, np.array(sizes, dtype=np.float64)
+    return counts, np.array(sizes, dtype=np.float64)
 
 
-def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _WithoutData]:
+def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
     task = recipe.task
     size = recipe.model.image_size
     num_patches = (size // recipe.model.patch_size) ** 2
@@ -264,12 +280,12 @@ def _batch(recipe: Recipe, rows: int, fake: FakeTensorMode) -> tuple[Batch, _Wit
         "step": torch.zeros((), dtype=torch.long),
         "labels": torch.zeros(rows, dtype=torch.long),
     }
-    without_data = _WithoutData(fake, rows=rows, longest=longest, masked=masked, most=most)
-    return task.batch_without_data(batch), without_data
+    counts = _WithoutData(rows=rows, longest=longest, masked=masked, most=most)
+    return task.batch_without_data(batch), counts
 
 
 class _WithoutData(TorchDispatchMode):
-    """Counts FLOPs, and stands in for numbers that tensors without data do not have.
+    """Counts FLOPs and waits for the GPU, and stands in for numbers that tensors without data do not have.
 
     Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many; masks
     of rows choose all; each image is needed, and texts are `longest`.
@@ -277,7 +293,6 @@ class _WithoutData(TorchDispatchMode):
 
     def __init__(
         self,
-        fake: FakeTensorMode,
         *,
         rows: int,
         longest: int,
@@ -285,21 +300,21 @@ class _WithoutData(TorchDispatchMode):
         most: int | None,
     ) -> None:
         super().__init__()
-        self.fake = fake
         self.rows = rows
         self.longest = longest
         self.masked = masked
         self.most = most
         self.flops = 0
+        self.waits: list[str] = []
 
     def __torch_dispatch__(
         self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Return what the function would, or its stand-in."""
         kwargs = kwargs or {}
+        if _waits_for_gpu(function, args, kwargs):
+            self.waits.append(function.__name__)
         match function.__name__, *args:
-            case "device.default", tensor:
-                return tensor.fake_device
             case "_local_scalar_dense.default", _:
                 return self.longest
             case "_unique2.default", numbers, *_:
@@ -324,3 +339,27 @@ class _WithoutData(TorchDispatchMode):
         if count_flops is not None:
             self.flops += count_flops(*args, **kwargs, out_val=result)
         return result
+
+
+# Results whose shape, or a number for Python, depends on values.
+_READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _waits_for_gpu(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return True for an operation at which the host waits for a GPU, such as a number that it reads."""
+    tensors = [argument for argument in args if isinstance(argument, FakeTensor)]
+    devices = {tensor.fake_device.type for tensor in tensors}
+    match function.__name__:
+        case "_to_copy.default":
+            target = kwargs.get("device")
+            devices |= {target.type} if target is not None else set()
+            return devices == {"cpu", "cuda"} and not kwargs.get("non_blocking")
+        case "copy_.default":
+            non_blocking = kwargs.get("non_blocking") or args[2:] == (True,)
+            return devices == {"cpu", "cuda"} and not non_blocking
+        case (
+            "index.Tensor" | "index_put.default" | "index_put_.default" | "_index_put_impl_.default"
+        ):
+            is_mask = [isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]]
+            return any(is_mask) and "cuda" in devices
+    return "cuda" in devices and not _READS.isdisjoint(function.tags)

@@ -28,11 +28,16 @@ _hang_seconds: float | None = None  # of the timer of this process; None: it has
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on `device`; 8-bit images stay so, a fourth of what they will be."""
+    """Return the batch on `device`, but for single numbers, which the host reads.
+
+    8-bit images stay so, a fourth of what they will be.
+    """
     tensors = cast(dict[str, Tensor], batch)
-    return cast(
-        Batch, {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-    )
+    moved = {
+        name: tensor.to(device, non_blocking=True) if tensor.ndim else tensor
+        for name, tensor in tensors.items()
+    }
+    return cast(Batch, moved)
 
 
 @contextlib.contextmanager
