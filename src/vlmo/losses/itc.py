@@ -77,7 +77,8 @@ def itc_loss(
     text_to_image = contrast_losses(text_embeds, image_keys, logit_scale=logit_scale, same=same)
     # Divided by the pairs of all processes: the published code gives the encoders 1/W of this
     # gradient with W processes, so that its balance of losses depends on their number.
-    count = torch.tensor(float(len(image_embeds)), device=image_embeds.device)
+    # A number that is filled in on the device: `torch.tensor` would wait for a copy.
+    count = torch.full((), float(len(image_embeds)), device=image_embeds.device)
     return distributed.global_mean((image_to_text.sum() + text_to_image.sum()) / 2, count)
 
 

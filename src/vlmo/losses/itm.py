@@ -149,7 +149,8 @@ def sample_negatives(
     image_keys, text_keys = keys
     global_rows = torch.arange(len(text_keys), device=rows.device)
     group_size = len(text_keys) // groups
-    uniform = sample_uniform(seed, batch=len(image_embeds), rounds=2 * count)[:, rows]
+    uniform = sample_uniform(seed, batch=len(image_embeds), rounds=2 * count)
+    uniform = uniform.to(rows.device, non_blocking=True)[:, rows]
     # Rounds are the texts' first, then the images'; the negatives of a row stand together.
     uniform = uniform.view(2, count, len(rows)).transpose(1, 2).flatten(1)
     rows = rows.repeat_interleave(count)
@@ -210,9 +211,9 @@ def sample_hard_negatives(
 def sample_uniform(
     seed: Int[Tensor, ""], *, batch: int, rounds: int
 ) -> Float[Tensor, "rounds batch"]:
-    """Return uniform numbers of this process's rows, pure functions of the seed and the global row."""
-    # On the CPU, whose numbers are the same with every device and number of processes.
+    """Return uniform numbers of this process's rows, on the CPU: pure functions of the seed and the global row."""
+    # The CPU's numbers are the same with every device and number of processes.
     generator = torch.Generator().manual_seed(int(seed))
     numbers = torch.rand(rounds, batch * distributed.world_size(), generator=generator)
     start = distributed.rank() * batch
-    return numbers[:, start : start + batch].to(seed.device)
+    return numbers[:, start : start + batch]

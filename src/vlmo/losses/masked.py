@@ -27,10 +27,13 @@ def masked_loss(
     losses = F.cross_entropy(
         logits.float(), labels, reduction="none", label_smoothing=label_smoothing
     )
-    count = torch.tensor(float(len(labels)), device=logits.device)
+    count = torch.full((), float(len(labels)), device=logits.device)
     if drop_worst:
-        total = int(distributed.all_reduce(count))
-        longest = int(distributed.all_reduce(count, op="max"))
+        total = longest = len(labels)
+        # A process alone need not wait for its device.
+        if distributed.world_size() > 1:
+            total = int(distributed.all_reduce(count))
+            longest = int(distributed.all_reduce(count, op="max"))
         # Padded with inf: processes may hold different numbers of labels, and collectives need
         # equal ones.
         everywhere = (
@@ -40,8 +43,10 @@ def masked_loss(
         )
         # The loss of the last position that is kept, over all processes (BEiT-3 drops the worst 20
         # % in captioning).
-        losses = losses[losses <= everywhere[max(1, int(total * (1 - drop_worst))) - 1]]
-    return distributed.global_mean(losses.sum(), count.new_tensor(float(len(losses))))
+        is_kept = losses <= everywhere[max(1, int(total * (1 - drop_worst))) - 1]
+        losses = losses * is_kept
+        count = is_kept.sum().float()
+    return distributed.global_mean(losses.sum(), count)
 
 
 def accuracy(
@@ -49,6 +54,5 @@ def accuracy(
 ) -> Float[Tensor, ""]:
     """Share of right predictions over all processes, for the log."""
     right = (logits.detach().argmax(dim=-1) == labels).float()
-    return distributed.global_mean(
-        right.sum(), torch.tensor(float(len(labels)), device=right.device)
-    )
+    count = torch.full((), float(len(labels)), device=right.device)
+    return distributed.global_mean(right.sum(), count)

@@ -69,10 +69,12 @@ class Encoded(NamedTuple):
     Attributes:
         first: That of the first token.
         tokens: Those of the wanted words or patches, row by row.
+        positions: Their numbers in the flattened mask of wanted ones.
     """
 
     first: Float[Tensor, "batch dim"]
     tokens: Float[Tensor, "wanted dim"]
+    positions: Int[Tensor, "wanted"]
 
 
 class ImageOptions(NamedTuple):
@@ -291,16 +293,14 @@ class VLMoModel(VLMoPreTrainedModel):
         sequence = self._embed(
             pixel_values, input_ids, attention_mask, images=images, causal=causal
         )
-        outputs, is_wanted = sequence.outputs(wanted)
+        outputs, places = sequence.outputs(wanted)
         # (batch, 1 + columns, dim), the first token in front
         states = self._run(sequence, fusion=sequence.route.is_pair, queries=outputs)
-        tokens = states[:, 1:]
         # (wanted, dim): columns that only fill up a row are left out
-        tokens = tokens.flatten(0, 1) if is_wanted is None else tokens[is_wanted]
+        tokens = states[:, 1:].flatten(0, 1).index_select(0, places.in_outputs)
         first = self._final_norm(states[:, 0], sequence.route.leads)
-        return Encoded(
-            first, self._final_norm(tokens, LANGUAGE if sequence.route.num_text else VISION)
-        )
+        modality = LANGUAGE if sequence.route.num_text else VISION
+        return Encoded(first, self._final_norm(tokens, modality), places.in_mask)
 
     def encode_branches(
         self,

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vlmo.model.config import VLMoConfig
 from vlmo.types import normalize_pixels
 
+_CPU = torch.device("cpu")
 NUM_CLASS_ROWS = 3
 NUM_CROSS_ROWS = 2
 """Rows of a position table for a class token (to any, any to it, to itself), and between the modalities."""
@@ -138,12 +139,17 @@ def num_offset_rows(grid: tuple[int, int]) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
 
 
-# What is cached is an ordinary tensor on the CPU, though an evaluation (inference mode) or a model without numbers
-# (`torch.device("meta")`) may ask first.
+# What is cached is an ordinary tensor, though an evaluation (inference mode) or a model without numbers
+# (`torch.device("meta")`) may ask first. It stays on the device, which else would wait for it at each step.
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def relative_position_index(
-    *, num_text: int, grid: tuple[int, int] | None, max_text: int, table_grid: tuple[int, int]
+    *,
+    num_text: int,
+    grid: tuple[int, int] | None,
+    max_text: int,
+    table_grid: tuple[int, int],
+    device: torch.device = _CPU,
 ) -> Int[Tensor, "seq seq"]:
     """Return the row of the bias table for each (query, key).
 
@@ -177,7 +183,7 @@ def relative_position_index(
         index[num_text:, num_text:] = _with_class_token(
             down * (2 * width - 1) + right, first_class_row=offsets
         )
-    return index
+    return index.to(device, non_blocking=True)
 
 
 def _with_class_token(index: Int[Tensor, "n n"], *, first_class_row: int) -> Int[Tensor, "n+1 n+1"]:
@@ -214,7 +220,11 @@ class RelativePositionBias(nn.Module):
             else resize_bias_table(self.table, source=self.grid, target=grid)
         )
         index = relative_position_index(
-            num_text=num_text, grid=grid, max_text=self.max_text, table_grid=self.grid
+            num_text=num_text,
+            grid=grid,
+            max_text=self.max_text,
+            table_grid=self.grid,
+            device=table.device,
         )
         # A query's row of (rows, seq): words that `decode` adds need no others.
         index = index[rows]
@@ -227,7 +237,7 @@ class RelativePositionBias(nn.Module):
             )
         else:
             # (rows, seq, layers * heads) -> (layers * heads, rows, seq)
-            bias = F.embedding(index.to(table.device), table).permute(2, 0, 1).contiguous()
+            bias = F.embedding(index, table).permute(2, 0, 1).contiguous()
         # (layers, heads, rows, seq), one table for a block
         return list(bias.unflatten(0, (self.num_layers, self.num_heads)).unbind(0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,6 +102,37 @@ class OutputTokens:
         )
 
 
+class WantedTokens(NamedTuple):
+    """Numbers of wanted tokens, row by row: in the flattened output tokens but the first, and in the flattened mask."""
+
+    in_outputs: Int[Tensor, "wanted"]
+    in_mask: Int[Tensor, "wanted"]
+
+
+def count_true(*masks: Bool[Tensor, "batch tokens"]) -> list[tuple[int, int]]:
+    """Return the number of True in the fullest row of each mask, and in all of its rows.
+
+    The host waits for the device once, however many masks there are.
+    """
+    counts = torch.cat([mask.sum(dim=1) for mask in masks]).to("cpu")
+    numbers = []
+    for row_counts in counts.split([len(mask) for mask in masks]):
+        most = int(row_counts.amax()) if len(row_counts) else 0
+        numbers.append((most, int(row_counts.sum())))
+    return numbers
+
+
+def true_positions(*masks: Bool[Tensor, "batch tokens"]) -> list[Int[Tensor, "chosen"]]:
+    """Return the numbers of True in each flattened mask; the host waits for the device once."""
+    totals = [total for _, total in count_true(*masks)]
+    return [_first_true(mask, total) for mask, total in zip(masks, totals, strict=True)]
+
+
+def _first_true(mask: Bool[Tensor, "batch tokens"], count: int) -> Int[Tensor, "chosen"]:
+    # `nonzero` would make the host wait for the number.
+    return mask.flatten().int().argsort(descending=True, stable=True)[:count]
+
+
 @dataclass(frozen=True)
 class TokenSequence:
     """Embedded tokens with what all blocks read."""
@@ -113,8 +144,8 @@ class TokenSequence:
 
     def outputs(
         self, wanted: Bool[Tensor, "batch tokens"] | None
-    ) -> tuple[OutputTokens, Bool[Tensor, "batch columns"] | None]:
-        """Return the first token with the `wanted` ones beside it, and False where a token only fills up.
+    ) -> tuple[OutputTokens, WantedTokens]:
+        """Return the first token with the `wanted` ones beside it, and where these stand.
 
         There are as many as the fullest row needs, rounded up to 8 so that compiled blocks meet few shapes.
 
@@ -128,29 +159,30 @@ class TokenSequence:
         num_text = int(route.leads == LANGUAGE)
         first = torch.zeros(self.hidden.shape[0], 1, dtype=torch.long, device=self.hidden.device)
         if wanted is None:
-            return OutputTokens(first, num_text=num_text), None
+            nowhere = first.new_zeros(0)
+            return OutputTokens(first, num_text=num_text), WantedTokens(nowhere, nowhere)
         shape = tuple(wanted.shape)
         expected = (len(self.hidden), route.num_text or route.num_image - 1)
         if shape != expected:
             raise ValueError(
                 f"wanted has shape {shape}; expected {expected}, one entry for a word (or patch)."
             )
-        columns = 0
-        if len(wanted):
-            # One synchronization with the device for a batch, whatever its size.
-            most = int(wanted.sum(dim=1).amax())
-            columns = min(8 * math.ceil(most / 8), wanted.shape[1])
+        most, total = count_true(wanted)[0]
+        columns = min(8 * math.ceil(most / 8), wanted.shape[1])
         # The wanted ones first; stable, so that they keep their order.
         tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
         is_wanted = wanted.gather(1, tokens)
         tokens = tokens.masked_fill(~is_wanted, 0)
+        in_outputs = _first_true(is_wanted, total)
+        row_starts = wanted.shape[1] * torch.arange(len(wanted), device=wanted.device)
+        in_mask = (row_starts[:, None] + tokens).flatten().index_select(0, in_outputs)
         if route.num_text:
             start = route.num_image if route.image_first else 0
             num_text += columns
         else:
             start = 1  # after the class token
         positions = torch.cat([first, start + tokens], dim=1)
-        return OutputTokens(positions, num_text=num_text), is_wanted
+        return OutputTokens(positions, num_text=num_text), WantedTokens(in_outputs, in_mask)
 
 
 def additive_mask(

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,9 +29,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from vlmo.model import cpu
+from vlmo.model import cpu, multiway
 from vlmo.model.embeddings import relative_position_index
-from vlmo.model.multiway import MultiwayBlock
+from vlmo.model.multiway import MultiwayBlock, count_true
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
@@ -237,7 +238,7 @@ def _step(
     batch, counts = _batch(recipe, rows)
     batch = to_device(batch, device)
     bf16 = recipe.trainer.precision == "bf16"
-    with counts:
+    with counts, patch.object(multiway, "count_true", counts.count_true):
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         # Autocast's copies of the weights are kept, too, and counted.
         with saved, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -284,63 +285,6 @@ def _batch(recipe: Recipe, rows: int) -> tuple[Batch, _WithoutData]:
     return task.batch_without_data(batch), counts
 
 
-class _WithoutData(TorchDispatchMode):
-    """Counts FLOPs and waits for the GPU, and stands in for numbers that tensors without data do not have.
-
-    Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many; masks
-    of rows choose all; each image is needed, and texts are `longest`.
-    """
-
-    def __init__(
-        self,
-        *,
-        rows: int,
-        longest: int,
-        masked: dict[int, int],
-        most: int | None,
-    ) -> None:
-        super().__init__()
-        self.rows = rows
-        self.longest = longest
-        self.masked = masked
-        self.most = most
-        self.flops = 0
-        self.waits: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Return what the function would, or its stand-in."""
-        kwargs = kwargs or {}
-        if _waits_for_gpu(function, args, kwargs):
-            self.waits.append(function.__name__)
-        match function.__name__, *args:
-            case "_local_scalar_dense.default", _:
-                return self.longest
-            case "_unique2.default", numbers, *_:
-                return (
-                    numbers.new_empty(min(len(numbers), self.rows)),
-                    torch.zeros_like(numbers),
-                    numbers.new_empty(0),
-                )
-            case "index.Tensor", tensor, [Tensor(dtype=torch.bool) as mask]:
-                count = len(mask)
-                if mask.ndim > 1:
-                    count = min(mask.numel(), count * self.masked.get(mask.shape[1], 0))
-                    if self.most is not None:
-                        count = min(count, self.most)
-                return tensor.new_empty(count, *tensor.shape[mask.ndim :])
-            case "index_put_.default" | "_index_put_impl_.default", tensor, [
-                Tensor(dtype=torch.bool)
-            ], *_:
-                return tensor
-        result = function(*args, **kwargs)
-        count_flops = _FLOPS.get(function._overloadpacket)
-        if count_flops is not None:
-            self.flops += count_flops(*args, **kwargs, out_val=result)
-        return result
-
-
 # Results whose shape, or a number for Python, depends on values.
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -363,3 +307,62 @@ def _waits_for_gpu(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
             is_mask = [isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]]
             return any(is_mask) and "cuda" in devices
     return "cuda" in devices and not _READS.isdisjoint(function.tags)
+
+
+class _WithoutData(TorchDispatchMode):
+    """Counts FLOPs and waits for the GPU, and stands in for numbers that tensors without data do not have.
+
+    Masks of tokens choose `masked` in a row, by the tokens of a row, and at `most` so many, of which
+    a row may have `longest`; each image is needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        longest: int,
+        masked: dict[int, int],
+        most: int | None,
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        self.longest = longest
+        self.masked = masked
+        self.most = most
+        self.flops = 0
+        self.waits: list[str] = []
+
+    def count_true(self, *masks: Tensor) -> list[tuple[int, int]]:
+        """Stand in for `multiway.count_true`."""
+        # For its waits.
+        count_true(*masks)
+        numbers = []
+        for mask in masks:
+            rows, tokens = mask.shape
+            total = min(mask.numel(), rows * self.masked.get(tokens, 0))
+            if self.most is not None:
+                total = min(total, self.most)
+            numbers.append((min(self.longest, tokens), total))
+        return numbers
+
+    def __torch_dispatch__(
+        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Return what the function would, or its stand-in."""
+        kwargs = kwargs or {}
+        if _waits_for_gpu(function, args, kwargs):
+            self.waits.append(function.__name__)
+        match function.__name__, *args:
+            case "_local_scalar_dense.default", _:
+                return self.longest
+            case "_unique2.default", numbers, *_:
+                return (
+                    numbers.new_empty(min(len(numbers), self.rows)),
+                    torch.zeros_like(numbers),
+                    numbers.new_empty(0),
+                )
+        result = function(*args, **kwargs)
+        count_flops = _FLOPS.get(function._overloadpacket)
+        if count_flops is not None:
+            self.flops += count_flops(*args, **kwargs, out_val=result)
+        return result

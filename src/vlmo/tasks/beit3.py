@@ -14,6 +14,7 @@ from vlmo.data.masking import IGNORED, WordMaskConfig
 from vlmo.data.sampler import sample_seed
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
+from vlmo.model.multiway import true_positions
 from vlmo.tasks.inputs import Reads
 from vlmo.tasks.language import LanguageObjective, LanguageTask
 from vlmo.tasks.task import Losses, Objective, RunContext
@@ -99,12 +100,15 @@ class BEiT3Objective(Objective):
             bool_masked_pos=masked_patches,
             mask_token=model.mim_head.mask_token,
         )
+        word_positions, patch_positions = true_positions(masked_words, masked_patches)
         # (masked words, vocabulary)
-        word_logits = model.mlm_head(states.text_hidden_state[masked_words])
-        words = batch["mlm_labels"][masked_words]
+        word_states = states.text_hidden_state.flatten(0, 1).index_select(0, word_positions)
+        word_logits = model.mlm_head(word_states)
+        words = batch["mlm_labels"].flatten().index_select(0, word_positions)
         # The class token comes first.
-        patch_logits = model.mim_head(states.image_hidden_state[:, 1:][masked_patches])
-        patches = self._alone[0].tokens(pixels, masked_patches)
+        patch_states = states.image_hidden_state[:, 1:].flatten(0, 1)
+        patch_logits = model.mim_head(patch_states.index_select(0, patch_positions))
+        patches = self._alone[0].tokens(pixels, patch_positions)
         # Means over the masked tokens of all processes.
         mlm = masked_loss(word_logits, words)
         mim = masked_loss(patch_logits, patches)

@@ -120,7 +120,7 @@ class CaptioningObjective(Objective):
             causal=True,
         )
         logits = self.model.mlm_head(encoded.tokens)
-        labels = batch["mlm_labels"][masked]
+        labels = batch["mlm_labels"].flatten().index_select(0, encoded.positions)
         # As BEiT-3's published code, which counts all words in the first steps.
         drop_worst = task.drop_worst
         if drop_worst and int(batch["step"]) <= task.drop_worst_after:

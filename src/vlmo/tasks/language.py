@@ -47,7 +47,7 @@ class LanguageObjective(Objective):
             None, batch["mlm_input_ids"], batch["attention_mask"], wanted=masked
         )
         logits = self.model.mlm_head(encoded.tokens)
-        labels = batch["mlm_labels"][masked]
+        labels = batch["mlm_labels"].flatten().index_select(0, encoded.positions)
         loss = masked_loss(logits, labels)
         return {"loss": loss, "mlm": loss.detach(), "mlm_accuracy": accuracy(logits, labels)}
 

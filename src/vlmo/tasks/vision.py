@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlmo.data.examples import Contents
@@ -53,17 +53,17 @@ class VisionObjective(Objective):
         # Masked patches alone go through the head: (masked, visual tokens).
         encoded = self.model.vlmo.encode(pixels, wanted=masked, mask_token=head.mask_token)
         logits = head(encoded.tokens)
-        tokens = self.tokens(pixels, masked)
+        tokens = self.tokens(pixels, encoded.positions)
         loss = masked_loss(logits, tokens)
         return {"loss": loss, "mim": loss.detach(), "mim_accuracy": accuracy(logits, tokens)}
 
     @torch.no_grad()
     def tokens(
-        self, pixels: Float[Tensor, "batch 3 height width"], masked: Bool[Tensor, "batch patch"]
+        self, pixels: Float[Tensor, "batch 3 height width"], positions: Int[Tensor, "masked"]
     ) -> Int[Tensor, "masked"]:
-        """Return the visual tokens of masked patches."""
+        """Return the visual tokens of patches by their numbers in the flattened batch."""
         grid = self.model.vlmo.image_embeddings.grid_of(pixels)
-        return self.tokenizer.tokenize(pixels, grid=grid)[masked]
+        return self.tokenizer.tokenize(pixels, grid=grid).flatten().index_select(0, positions)
 
 
 class _OneToken:

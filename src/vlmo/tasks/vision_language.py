@@ -357,7 +357,7 @@ class VisionLanguageObjective(Objective):
         if isinstance(model, models.VLMoForPreTraining) and self.config.mlm_weight:
             # Of masked words alone: (words, vocabulary).
             logits = model.mlm_head(encoded.tokens)
-            targets = mlm_labels[is_masked]
+            targets = mlm_labels.flatten().index_select(0, encoded.positions)
             word_losses = F.cross_entropy(logits.float(), targets, reduction="none")
             word_hits = (logits.detach().argmax(dim=-1) == targets).float()
         return model.match_logits(encoded.first), word_losses, word_hits
