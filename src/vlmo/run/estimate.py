@@ -59,7 +59,7 @@ class Estimate:
         micro_batch: Samples of one process in one backward pass.
         flops_per_sample: Recomputation to save memory does not count.
         flops_per_step: The same for the global batch.
-        waits: Operations of a micro-batch at which the host waits for the GPU.
+        waits: Operations of a micro-batch at which the host waits for a GPU; none on a CPU.
     """
 
     parameters: int
@@ -107,12 +107,12 @@ def _flops(count: int) -> str:
 
 
 def estimate(
-    recipe: Recipe, *, processes: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+    recipe: Recipe, *, processes: int = 1, device: Literal["cpu", "cuda"] = "cpu"
 ) -> Estimate:
     """Return the needs of each of `processes` that share the recipe's run.
 
     Args:
-        device: "cuda", which need not be there, or "cpu": their kernels keep different tensors.
+        device: "cpu", or "cuda" for `waits`: a GPU need not be there, but numbers are float32's.
 
     Raises:
         ValueError: The processes cannot share the global batch, or settings contradict each other.

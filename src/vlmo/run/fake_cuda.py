@@ -53,7 +53,10 @@ def _attention_backend(query: Any, *arguments: Any, **_: object) -> SDPBackend:
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeTensorMode]:
-    """Yield the mode in which tensors on `FAKE_CUDA` have shapes and types alone, and autocast is that of a GPU."""
+    """Yield the mode in which tensors on `FAKE_CUDA` have shapes and types alone.
+
+    Autocast to bf16 is accepted there, but casts nothing.
+    """
     # Autocast asks for the GPU itself, which no mode sees.
     with (
         patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
