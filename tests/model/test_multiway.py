@@ -6,10 +6,12 @@ import pytest
 import torch
 from tests.toy_model import pictures, texts, toy
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlmo import distributed
 from vlmo.model import VLMoModel
-from vlmo.model.multiway import OutputTokens, Route, additive_mask
+from vlmo.model.multiway import OutputTokens, Route, additive_mask, attend
+from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
 
 WAYS = ("image", "text", "pair")
 NUM_TEXT = 6
@@ -138,3 +140,54 @@ def test_gradients_of_what_is_read_often_do_not_depend_on_threads():
     first = gradients()
     for _ in range(20):
         assert all(map(torch.equal, first, gradients()))
+
+
+def test_bias_of_a_gpu_is_filled_once_in_half_precision(monkeypatch) -> None:
+    """Rows of 35 keys lie 48 apart, which PyTorch's kernels read as they are."""
+    filled: list[int] = []
+    masks: list[Tensor] = []
+
+    class Filled(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if not masks and isinstance(result, Tensor) and result.shape[:3] == (8, 4, 35):
+                filled.append(result.untyped_storage()._cdata)
+            return result
+
+    def attention(query, key, value, *, attn_mask):
+        masks.append(attn_mask)
+        return query
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attention)
+    with fake_cuda():
+        qkv = torch.empty(8, 35, 3, 4, 16, device=FAKE_CUDA, dtype=torch.bfloat16)
+        bias = torch.empty(4, 35, 35, device=FAKE_CUDA, requires_grad=True)
+        seen = torch.ones(8, 35, dtype=torch.bool, device=FAKE_CUDA)
+        with Filled():
+            attend(qkv, bias=bias, attention_mask=seen, queries=None, eager=False)
+        (mask,) = masks
+        assert (mask.dtype, mask.shape) == (torch.bfloat16, (8, 4, 35, 35))
+        assert mask.stride()[1:] == (35 * 48, 48, 1)
+        # Queries, keys and values are one tensor; the mask is the other.
+        assert len({*filled} - {qkv.untyped_storage()._cdata}) == 1
+
+
+def test_padded_rows_of_a_bias_change_no_attention(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 21, 3, 2, 8, generator=generator)
+    bias = torch.randn(2, 21, 21, generator=generator, requires_grad=True)
+    seen = torch.arange(21) < torch.tensor([[21], [9], [1]])
+
+    def attended() -> tuple[Tensor, Tensor]:
+        with monkeypatch.context() as fused:
+            fused.setattr("vlmo.model.cpu.prefers_matrices", lambda *_: False)
+            states, _ = attend(qkv, bias=bias, attention_mask=seen, queries=None, eager=False)
+        (gradient,) = torch.autograd.grad(states.square().sum(), bias)
+        return states, gradient
+
+    plain_states, plain_gradient = attended()
+    monkeypatch.setattr("vlmo.model.multiway._row_multiple", lambda _: 16)
+    states, gradient = attended()
+    assert additive_mask(bias, seen, queries=None, dtype=bias.dtype).stride(-2) == 32
+    torch.testing.assert_close(states, plain_states)
+    torch.testing.assert_close(gradient, plain_gradient)

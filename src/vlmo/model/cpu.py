@@ -33,10 +33,10 @@ def prefers_chunks(
 def prefers_matrices(
     query: Float[Tensor, "batch heads queries dim"],
     key: Float[Tensor, "batch heads seq dim"],
-    mask: Float[Tensor, "#batch #heads #queries seq"] | None,
+    bias: Float[Tensor, "#heads #rows seq"] | None,
 ) -> bool:
     """Return True where whole score matrices are the fastest: few tokens, in bfloat16 or with a learned bias."""
-    is_learned = mask is not None and mask.requires_grad
+    is_learned = bias is not None and bias.requires_grad
     is_slow = is_learned or query.dtype == torch.bfloat16  # in PyTorch's kernels
     return is_slow and key.shape[2] <= _FEW_TOKENS and trains_on_cpu(query)
 

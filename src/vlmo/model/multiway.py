@@ -208,7 +208,19 @@ def additive_mask(
         query_bias = query_bias.unflatten(-1, (len(bias), -1)).transpose(1, 2)
     if attention_mask is None:
         return query_bias
-    return query_bias.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
+    seq = attention_mask.shape[1]
+    missing = -seq % _row_multiple(query_bias.device)
+    if missing and query_bias.shape[-1] == seq:
+        # Before the fill, while there is one bias for the whole batch.
+        query_bias = F.pad(query_bias, (0, missing))
+        attention_mask = F.pad(attention_mask, (0, missing), value=True)
+    masked = query_bias.masked_fill(~attention_mask[:, None, None, :], torch.finfo(dtype).min)
+    return masked[..., :seq]
+
+
+def _row_multiple(device: torch.device) -> int:
+    # PyTorch copies a bias whose rows lie otherwise in a GPU's memory.
+    return 16 if device.type == "cuda" else 1
 
 
 def attend(
@@ -230,10 +242,14 @@ def attend(
         query = queries.select(qkv[:, :, 0].flatten(2)).unflatten(-1, qkv.shape[3:]).transpose(1, 2)
     if cache is not None:
         key, value = cache.update(key, value)
+    # Written out, since fused kernels return no weights.
+    is_written_out = eager or cpu.prefers_matrices(query, key, bias)
+    if bias is not None and not is_written_out:
+        # Fused kernels want the type of the queries: cast while there is one for the whole batch.
+        bias = bias.to(query.dtype)
     dtype = query.dtype if bias is None else bias.dtype
     mask = additive_mask(bias, attention_mask, queries=queries, dtype=dtype)
-    # Written out, since fused kernels return no weights.
-    if eager or cpu.prefers_matrices(query, key, mask):
+    if is_written_out:
         # Logits and weights: (batch, heads, queries, seq).
         logits = query @ key.mT * query.shape[-1] ** -0.5
         if mask is not None:
@@ -243,8 +259,6 @@ def attend(
         attended = weights.to(value.dtype) @ value
     else:
         weights = None
-        if mask is not None:
-            mask = mask.to(query.dtype)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # (batch, heads, queries, dim) -> (batch, queries, heads * dim)
     return attended.transpose(1, 2).flatten(2), weights if eager else None

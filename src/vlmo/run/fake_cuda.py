@@ -9,11 +9,9 @@ from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend
 
 FAKE_CUDA = torch.device("cuda", 0)
 _META = torch.device("meta")
-_FUSED = {torch.float16, torch.bfloat16}
 
 
 class _FakeCUDA(FakeTensorMode):
@@ -29,8 +27,6 @@ class _FakeCUDA(FakeTensorMode):
         if func is torch.ops.prim.device.default:
             device = args[0].fake_device
             return _META if device == FAKE_CUDA else device
-        if func is aten._fused_sdp_choice.default:
-            return _attention_backend(*args, **kwargs).value
         # Options that autograd has copied from a tensor.
         if kwargs.get("device") == _META:
             kwargs["device"] = FAKE_CUDA
@@ -43,19 +39,11 @@ class _FakeCUDA(FakeTensorMode):
         return super().dispatch(func, types, args, kwargs)
 
 
-def _attention_backend(query: Any, *arguments: Any, **_: object) -> SDPBackend:
-    """Return the kernel that a GPU takes: flash attention has no biases, and 16 bits alone."""
-    attention_mask = arguments[2] if len(arguments) > 2 else None
-    if attention_mask is None and query.dtype in _FUSED:
-        return SDPBackend.FLASH_ATTENTION
-    return SDPBackend.EFFICIENT_ATTENTION
-
-
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeTensorMode]:
     """Yield the mode in which tensors on `FAKE_CUDA` have shapes and types alone.
 
-    Autocast to bf16 is accepted there, but casts nothing.
+    Autocast to bf16 is accepted there, but casts nothing, and attention is not fused.
     """
     # Autocast asks for the GPU itself, which no mode sees.
     with (
