@@ -130,13 +130,14 @@ def exchange(
     owners = wanted // batch
     # All-to-all sends consecutive rows: requests are sorted by owner, and put back at the end.
     order = torch.argsort(owners, stable=True)
-    # Rows that come from each process.
-    receive = torch.bincount(owners, minlength=world_size())
+    # Rows that come from each process; `bincount` would make the host wait for a GPU.
+    ranks = torch.arange(world_size(), device=wanted.device)
+    receive = (owners[:, None] == ranks).sum(dim=0)
     send = torch.empty_like(receive)
     # First how many rows, then which, then the rows themselves.
     dist.all_to_all_single(send, receive)
-    receive_splits = receive.tolist()
-    send_splits = send.tolist()
+    # One copy to the host for both.
+    receive_splits, send_splits = torch.stack([receive, send]).tolist()
     requested = wanted.new_empty(sum(send_splits))
     dist.all_to_all_single(requested, wanted[order].contiguous(), send_splits, receive_splits)
     rows = _Exchange.apply(
