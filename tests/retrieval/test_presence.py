@@ -4,15 +4,19 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.special import expit
 from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.test_cli_tasks import refused
 
 from vlmo.cli import main
-from vlmo.retrieval import Index, Searcher, build_index
+from vlmo.data.decoding import EncodedImage
+from vlmo.data.sources import open_source
+from vlmo.released import SMALL
+from vlmo.retrieval import Encoder, Index, Searcher, build_index
 from vlmo.retrieval.facts import read_facts
-from vlmo.retrieval.presence import Background, common_words
+from vlmo.retrieval.presence import Background, common_words, fit_background
 
 QUERY = CAPTIONS[8][0]
 
@@ -104,3 +108,37 @@ def test_command_line_shows_the_nearest_below_the_line(gallery, capsys):
     assert content["hits"] == []
     assert len(content["less_likely"]) == 10
     assert "min_probability is 2" in refused([*line, "2"], capsys)
+
+
+class Vectors:
+    """Vectors in place of a table."""
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def scan(self, columns):
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(self.vectors.ravel()), self.vectors.shape[1]
+        )
+        yield pa.RecordBatch.from_arrays([column], columns)
+
+
+@pytest.mark.parametrize("engine", [{}, {"engine": "onnx", "precision": "int8"}])
+def test_small_tells_names_of_icons_that_are_there_from_others(engine):
+    """Half of Lucide's icons, by chance: the settings were chosen on drawings of emoji."""
+    encoder = Encoder(SMALL, **engine)
+    icons = open_source("lucide-icons", split="test")
+    images = encoder.embed_images([EncodedImage(cell).decode_to(96) for cell in icons["image"]])
+    names = encoder.embed_texts([captions[0] for captions in icons["captions"]])
+    words = encoder.embed_texts(common_words())
+    is_present = np.random.default_rng(0).permutation(len(images)) < len(images) // 2
+    background = fit_background(Vectors(images[is_present]), words)
+    best = (names @ images[is_present].T).max(axis=1)
+    probabilities = np.array([background.presence(float(value)) for value in best])
+    present, absent = probabilities[is_present], probabilities[~is_present]
+    # Area under the ROC curve: the share of pairs in the right order.
+    area = (present[:, None] > absent).mean()
+    caught = (absent < np.quantile(present, 0.02)).mean()
+    assert area == pytest.approx(0.74, abs=0.02)
+    assert caught == pytest.approx(0.08, abs=0.03)
+    assert (present < 0.3).mean() <= 0.02

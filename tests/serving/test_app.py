@@ -385,6 +385,16 @@ def test_pages_and_description_are_served_without_others_help(client) -> None:
     assert schema["properties"]["top"]["maximum"] == 200
 
 
+def test_less_likely_images_are_apart(client) -> None:
+    body = {"text": "a red circle", "rerank": 0, "mode": "vectors"}
+    everything = post(client, "/v1/search", top=6, **body)["hits"]
+    line = everything[2]["presence"]
+    found = post(client, "/v1/search", top=6, min_probability=line, **body)
+    assert (found["hits"], found["less_likely"]) == (everything[:3], everything[3:])
+    later = post(client, "/v1/search", top=2, offset=4, min_probability=line, **body)
+    assert (later["hits"], later["less_likely"]) == ([], everything[4:])
+
+
 def test_search_for_unknown_words_says_no_match(client, parts, monkeypatch) -> None:
     body = {"text": "a red circle", "top": 3, "rerank": 12, "mode": "vectors"}
     found = post(client, "/v1/search", **body)

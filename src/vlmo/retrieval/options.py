@@ -121,8 +121,8 @@ class SearchOptions:
         mode: vectors; words: only images whose captions, file names, albums or texts in them have a word of the text;
             hybrid: the order by the model and that by words, fused by reciprocal ranks; auto: the same, where only
             images that have all words are found by words.
-        min_probability: Least probability that an image shows the text, 0 to 1; others are apart, as less likely. Images
-            that words find stay.
+        min_probability: Least probability that an image shows the text, 0 to 1; others are apart, as less likely.
+            Images that words find stay.
     """
 
     top: int = 10

@@ -11,13 +11,8 @@ from scipy.special import expit
 
 from vlmo.retrieval.store import Store
 
-LIKELY = 0.19
-"""Probability below which the page calls an image less likely.
-
-The best image of 2 % of the names that a gallery shows stays below it (`emoji-pairs`, `vlmo-small`).
-"""
-# Logistic regression on the same names and drawings: half of the drawings taken out at random, 20
-# times.
+# Logistic regression by `vlmo-small` on the names of `emoji-pairs`, with half of the drawings taken
+# out at random, 20 times.
 _OFFSET = -0.136
 _SLOPE = 0.614
 # Share of an index that may come or go before the words are compared again: a scan of all vectors.

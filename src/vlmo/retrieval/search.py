@@ -547,8 +547,8 @@ def _split_by_presence(
     less_likely = []
     for hit in hits:
         # Words in an image's own texts say what it shows, however little it looks like that.
-        is_sure = min_probability is None or hit.words is not None or hit.presence is None
-        if is_sure or hit.presence >= min_probability:
+        presence = 1.0 if hit.words is not None or hit.presence is None else hit.presence
+        if presence >= (min_probability or 0.0):
             likely.append(hit)
         else:
             less_likely.append(hit)

@@ -169,6 +169,8 @@ class SearchRequest(Photos):
     """Images that the results are to be like."""
     unlike: Ids = []
     """Images that they are not to be like."""
+    min_probability: float | None = Field(None, ge=0, le=1)
+    """Least probability that an image shows the text; others are in `less_likely`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -184,6 +186,9 @@ class SearchRequest(Photos):
             )
         if self.parts and self.text is None and self.image is None and not self.like:
             raise ValueError("parts join a query; send a text, an image or like beside them")
+        is_single_text = self.text is not None and not (self.parts or self.like or self.unlike)
+        if self.min_probability is not None and not is_single_text:
+            raise ValueError("min_probability belongs to a text alone; leave it out")
         if self.mode in {"words", "hybrid"} and self.text is None:
             raise ValueError(f"mode {self.mode} looks up words; send a text")
         return self
@@ -198,6 +203,7 @@ class SearchRequest(Photos):
             photos=self.photos(),
             sort=self.sort,
             mode=self.mode,
+            min_probability=self.min_probability,
         )
 
 

@@ -54,6 +54,7 @@ _HIT_FIELDS = (
     "similarity",
     "match",
     "words",
+    "presence",
 )
 # Columns that an index has beside those of its metadata.
 _COLUMNS = ("id", "captions", "width", "height")
@@ -127,6 +128,12 @@ class Service:
             raise ServiceError(
                 422, f"{encoder.no_match}, so it cannot rerank", hint="leave out rerank"
             )
+        if request.min_probability is not None and self.index().background is None:
+            raise ServiceError(
+                422,
+                "the index knows no probabilities yet",
+                hint="leave out min_probability, or run vlmo index again",
+            )
         contents = (request, *request.parts)
         images = [content.image for content in contents if content.image is not None]
         pixels = iter(await self._uploads.read(images, encoder.pixels))
@@ -142,7 +149,13 @@ class Service:
         result = await self._run_steps(steps, where=options.where)
         facts = result.facts()
         facts["seconds"]["total"] = round(time.perf_counter() - started_at, 6)
-        return {"hits": [_visible(hit) for hit in result.hits[request.offset :]], **facts}
+        # Less likely images follow the others: an offset counts both.
+        less_likely = result.less_likely[max(request.offset - len(result.hits), 0) :]
+        return {
+            "hits": [_visible(hit) for hit in result.hits[request.offset :]],
+            "less_likely": [_visible(hit) for hit in less_likely],
+            **facts,
+        }
 
     async def _run_steps(self, steps: Steps, *, where: str | None) -> SearchResult:
         """Do the work of a search: the model's in batches with that of others, all else in threads."""
