@@ -144,6 +144,18 @@ class Noting(StreamExamples):
         return example
 
 
+def test_workers_without_a_lane_are_named(source, examples, tmp_path, caplog):
+    def warnings(workers):
+        caplog.clear()
+        take(make(source, examples, tmp_path, workers=workers), 1)
+        return [each.getMessage() for each in caplog.records if "no lane" in each.getMessage()]
+
+    assert warnings(STREAMS.lanes) == []
+    (warning,) = warnings(STREAMS.lanes + 1)
+    assert f"1 of {STREAMS.lanes + 1} workers" in warning
+    assert f"loader.num-workers to {STREAMS.lanes}" in warning
+
+
 def test_an_epoch_is_every_good_sample_once_and_every_bad_one_in_quarantine(source, tmp_path):
     noting = Noting(Contents(5, TrainTransform(TransformConfig(image_size=32))))
     stream_loader = make(source, noting, tmp_path, batch=LANES)

@@ -378,7 +378,18 @@ class StreamLoader:
                 f"start_step is {start_step}, but the cursor of this stream is that of {self._step}"
             )
         # A lane cannot be cut, so there are at most as many workers at work as lanes.
-        num_parts = min(max(1, self._loader.num_workers), len(self._lanes[0]))
+        num_workers = self._loader.num_workers
+        num_lanes = len(self._lanes[0])
+        num_parts = min(max(1, num_workers), num_lanes)
+        if num_workers > num_lanes:
+            logger.warning(
+                "streams: %d of %d workers of this process have no lane to read; raise "
+                "data.streams.lanes (%d) or lower loader.num-workers to %d",
+                num_workers - num_lanes,
+                num_workers,
+                self._config.lanes,
+                num_lanes,
+            )
         reader = _LaneReader(
             self._lanes,
             num_parts,
@@ -386,7 +397,7 @@ class StreamLoader:
             partial(self._open, states=self._states),
             self._examples.collate,
         )
-        parts = start_workers(reader, num_workers=min(self._loader.num_workers, num_parts))
+        parts = start_workers(reader, num_workers=min(num_workers, num_parts))
         for step in itertools.count(start_step):
             # A copy: the cursor moves on when the whole step is there.
             states = dict(self._states)
