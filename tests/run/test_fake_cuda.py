@@ -11,7 +11,8 @@ from vlmo.run.estimate import Estimate, estimate
 from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
 
 COPY = "_to_copy.default"
-# Recipes of all tasks, at their own sizes, and their waits. Numbers of masked tokens are copied
+# Recipes of all tasks, at their own sizes, and their waits on one process; the dry run leaves out
+# visual tokenizers, teachers and codebooks. Numbers of masked tokens are copied
 # to the host; stage 3 embeds each image of its pairs once.
 WAITS = {
     "base-stage1": (COPY,),
