@@ -11,6 +11,7 @@ from tests.integrations.toy_gallery import CAPTIONS, drawings
 from tests.retrieval.toy_index import encoded
 from tests.serving.toy_service import served
 from vlmo.retrieval import Index
+from vlmo.retrieval.presence import Background
 from vlmo.serving.app import create_app
 from vlmo.serving.parts import Parts
 from vlmo.serving.settings import Settings
@@ -75,6 +76,17 @@ def test_words_find_the_right_image_first_reranked_if_wanted(page) -> None:
     page.reload()
     expect(page.get_by_role("switch", name="Rerank")).not_to_be_checked()
     expect(cards(page).first).not_to_contain_text("fits")
+
+
+@pytest.mark.parametrize(
+    ("presence", "text"),
+    [(0.18, ["Nothing here looks like this. The nearest:"]), (0.19, [])],
+)
+def test_line_stands_before_less_likely_images(page, monkeypatch, presence, text) -> None:
+    monkeypatch.setattr(Background, "presence", lambda *_: presence)
+    search(page, "zebra")
+    expect(page.locator("#grid .less-likely")).to_have_text(text)
+    assert cards(page).count() == 24
 
 
 def test_uploaded_image_finds_itself_first(page) -> None:

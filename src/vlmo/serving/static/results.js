@@ -5,6 +5,8 @@ import { $, make, percent } from "./dom.js";
 
 const EAGER = 12; // images at the top are loaded at once
 const [LEAST, MOST] = [0.6, 2.5]; // width by height of what is shown: the rest of narrower and wider images is cut
+// Probability below which a name's best image stays in 2 % of the names that a gallery shows (docs/search.md).
+const LIKELY = 0.19;
 const MONTH = { month: "long", year: "numeric" };
 
 export const titleOf = (hit) => hit.captions[0] || hit.name;
@@ -17,9 +19,11 @@ export function clearGrid() {
 }
 
 // Adds cards of hits to the grid. With `byDate` a heading stands before the images of each month; with `marksUndated`
-// a card says when an image has no date but that of its file.
+// a card says when an image has no date but that of its file. Without it, a line stands before those that are less likely.
 export function addResults(hits, { onOpen, byDate, marksUndated }) {
-  for (const hit of hits) {
+  const numLikely = hits.findLastIndex(isLikely) + 1;
+  for (const [number, hit] of hits.entries()) {
+    if (!byDate && number === numLikely) addLine();
     const month = groupOf(hit.metadata);
     if (byDate && $("grid").dataset.month !== month) {
       if ($("grid").dataset.month) $("grid").append(make("li", { className: "rest", "aria-hidden": "true" }));
@@ -79,6 +83,16 @@ export function clearProblem() {
 
 export function showSamples(hits, { onOpen }) {
   $("strip").replaceChildren(...hits.map((hit, position) => card(hit, { position, onOpen, below: [] })));
+}
+
+// Words in an image's own texts say what it shows; queries that are not words alone have no probability.
+const isLikely = (hit) => hit.words !== null || hit.presence === null || hit.presence >= LIKELY;
+
+function addLine() {
+  if ($("grid").querySelector(".less-likely")) return;
+  const text = cards().length ? "Less likely" : "Nothing here looks like this. The nearest:";
+  $("grid").append(make("li", { className: "rest", "aria-hidden": "true" }));
+  $("grid").append(make("li", { className: "less-likely" }, make("strong", {}, text)));
 }
 
 function card(hit, { position, onOpen, below }) {
