@@ -17,6 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import browser_page
 import notebooks
 from figures import html  # mkdocs finds what lies beside this file
 from tables import TABLES
@@ -122,6 +123,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _FIGURE.sub(
         lambda line: html(line["name"]), _TABLE.sub(lambda line: TABLES[line["name"]](), text)
     )
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write the model and the images of the page that searches in the browser."""
+    if "build" in _COMMANDS:
+        browser_page.write_page(Path(config.site_dir) / "browser")
 
 
 def page_of(path: str) -> tuple[str, str] | None:

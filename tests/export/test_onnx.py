@@ -155,9 +155,8 @@ def test_int8_files_multiply_in_int8_and_agree_roughly(exported, processor):
     matrices = [
         each for each in weights if each.data_type == onnx.TensorProto.INT8 and len(each.dims) == 2
     ]
-    assert (
-        len(matrices) == 4 * exported.model.config.num_hidden_layers + 1
-    )  # four in each layer, and the projection
+    # Four in each layer, the projection, and words' embeddings.
+    assert len(matrices) == 4 * exported.model.config.num_hidden_layers + 2
     images, texts, pairs = (
         OnnxSession(exported.folder / f"{name}_encoder.int8.onnx")
         for name in ("image", "text", "fusion")

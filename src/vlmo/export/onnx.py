@@ -30,6 +30,7 @@ OPSET = 23
 # The one that opset 23 came with; torch writes the one before it.
 IR_VERSION = 11
 
+_WORD_EMBEDDINGS = "text_embeddings.words.weight"
 _MIN_TEXT = 2  # `[CLS]` and `[SEP]`
 # Batch and text length of each comparison; the longest text is added.
 _CASES = ((1, 2), (2, 8), (3, 13))
@@ -275,8 +276,16 @@ def _quantize(
     source: Path, target: Path, *, large: bool, rows: list[dict[str, np.ndarray]]
 ) -> None:
     # This imports `onnx`, which takes a second.
+    import onnx_ir
     from onnxruntime import quantization
 
+    # Embeddings of words are most of a small text encoder; ONNX Runtime does not load other lookups in int8.
+    other_lookups = []
+    for node in onnx_ir.load(source).graph:
+        if node.op_type == "Gather":
+            table = node.inputs[0]
+            if table is None or not str(table.name).endswith(_WORD_EMBEDDINGS):
+                other_lookups.append(node.name)
     remaining = iter(rows)
     reader = type(
         "Rows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)}
@@ -289,14 +298,15 @@ def _quantize(
             source,
             target,
             reader(),
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            nodes_to_exclude=other_lookups,
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
             # Seven bits of weight: with eight, sums saturate on x86 processors without VNNI.
             reduce_range=not torch.cpu._is_vnni_supported(),
             use_external_data_format=large,
             # Sums stay float32 instead of being rounded to int8 once more.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Gather"]},
         )
     finally:
         logging.disable(before)
