@@ -29,7 +29,7 @@ help:  ## show this list
 fast: $(VENV)/.installed-quickstart  ## search 5,277 icons and drawings with the small model that comes with the package: one to two minutes
 	$(BIN)/vlmo quickstart --fast $(ARGS)
 
-quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: nine minutes to half an hour on two CPU cores
+quickstart: $(VENV)/.installed-quickstart  ## all stages on scenes of shapes: fourteen minutes to half an hour on two CPU cores
 	$(BIN)/vlmo quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev  ## all tests (some need a GPU); some drive Chromium (on Debian: apt install chromium)

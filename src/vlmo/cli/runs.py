@@ -63,7 +63,7 @@ def quickstart(
     seed: int = 0,
     fast: bool = False,
 ) -> None:
-    """Train all stages on scenes of shapes in six to fourteen minutes on two cores; --fast: search with a ready model.
+    """Train all stages on scenes of shapes in 14 to 35 minutes on two cores; --fast: search with a ready model.
 
     Args:
         run_dir: Folder for all runs and the report; interrupted work goes on where it was.
