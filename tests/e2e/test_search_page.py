@@ -44,7 +44,7 @@ def test_python_runs(place, monkeypatch, capsys):
 def test_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     commands = re.findall(r"^vlmo .*", "".join(blocks("sh", page=PAGE)), flags=re.MULTILINE)
-    assert len(commands) == 9
+    assert len(commands) == 8
     for command in commands:
         main(shlex.split(command, comments=True)[1:])
         printed = capsys.readouterr().out

@@ -117,6 +117,7 @@ def test_layout_on_the_disk_is_that_of_version_3(encoder, gallery):
     assert {facts.pop("created"), facts.pop("updated")}
     model = {"folder": str(encoder.folder), "fingerprint": encoder.fingerprint, "dim": encoder.dim}
     assert facts.pop("model") == model
+    assert facts.pop("background").keys() == {"images", "mean", "spread"}
     found = {"inputs": [str(gallery[0])], "images": NUM, "complete": True, "bad": 0}
     found |= {"skipped": {}, "mounts": [], "approximate": None}
     settings = {"version": 3, "metric": "cosine", "metadata": None, "store_bytes": False}
