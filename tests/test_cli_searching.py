@@ -79,7 +79,7 @@ def test_low_recall_is_said(model, tmp_path, capsys, monkeypatch):
 
 
 def test_search_shows_a_table(made, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("COLUMNS", "300")
     shown = printed(["search", made[1], "a red square", "--top", "3", "--mode", "vectors"], capsys)
     for words in ("weight x match (log-odds)", " reranked by the fusion", Path(NAMES[0]).name):
         assert words in shown

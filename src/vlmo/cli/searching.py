@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _STDERR = Console(stderr=True)
 # Of a table that goes into a file.
-_WIDTH = 200
+_WIDTH = 240
 _RERANKED = "(1 - weight) x similarity / temperature + weight x match (log-odds); where match is empty, the similarity"
 
 
