@@ -69,7 +69,7 @@ for line in ("train", "evaluate", "predict", "index", "search",
                  "index vlmo-small . --out x", "search x words", "serve vlmo-small")),
              "export", "serve", "trian", "data prepare", "quickstart --scalee 1"):
     check(line, 2)
-check("train shapes-stage3 --help", 0, heavy=())
+check("train shapes-stage3 --help", 0, heavy=MODELS)
 """
 
 

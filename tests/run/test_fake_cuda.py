@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlmo.model import multiway
+from vlmo.model.masks import count_true
 from vlmo.recipes import find_recipe
 from vlmo.run.estimate import Estimate, estimate
 from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
@@ -50,7 +50,6 @@ def test_blocking_copies_and_numbers_that_are_read_are_counted(monkeypatch) -> N
         mask.sum(dim=1).to(mask.device, non_blocking=True)
         return count_true(*masks)
 
-    count_true = multiway.count_true
     monkeypatch.setattr("vlmo.run.estimate.count_true", careless)
     assert trace("base-stage2").waits == (COPY, "_local_scalar_dense.default", COPY)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vlmo.model import cpu
+from vlmo.model import cpu, masks
 from vlmo.model.config import VLMoConfig
 
 SHARED = "shared"
@@ -109,30 +109,6 @@ class WantedTokens(NamedTuple):
     in_mask: Int[Tensor, "wanted"]
 
 
-def count_true(*masks: Bool[Tensor, "batch tokens"]) -> list[tuple[int, int]]:
-    """Return the number of True in the fullest row of each mask, and in all of its rows.
-
-    The host waits for the device once, however many masks there are.
-    """
-    counts = torch.cat([mask.sum(dim=1) for mask in masks]).to("cpu")
-    numbers = []
-    for row_counts in counts.split([len(mask) for mask in masks]):
-        most = int(row_counts.amax()) if len(row_counts) else 0
-        numbers.append((most, int(row_counts.sum())))
-    return numbers
-
-
-def true_positions(*masks: Bool[Tensor, "batch tokens"]) -> list[Int[Tensor, "chosen"]]:
-    """Return the numbers of True in each flattened mask; the host waits for the device once."""
-    totals = [total for _, total in count_true(*masks)]
-    return [_first_true(mask, total) for mask, total in zip(masks, totals, strict=True)]
-
-
-def _first_true(mask: Bool[Tensor, "batch tokens"], count: int) -> Int[Tensor, "chosen"]:
-    # `nonzero` would make the host wait for the number.
-    return mask.flatten().int().argsort(descending=True, stable=True)[:count]
-
-
 @dataclass(frozen=True)
 class TokenSequence:
     """Embedded tokens with what all blocks read."""
@@ -167,13 +143,13 @@ class TokenSequence:
             raise ValueError(
                 f"wanted has shape {shape}; expected {expected}, one entry for a word (or patch)."
             )
-        most, total = count_true(wanted)[0]
+        most, total = masks.count_true(wanted)[0]
         columns = min(8 * math.ceil(most / 8), wanted.shape[1])
         # The wanted ones first; stable, so that they keep their order.
         tokens = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :columns]
         is_wanted = wanted.gather(1, tokens)
         tokens = tokens.masked_fill(~is_wanted, 0)
-        in_outputs = _first_true(is_wanted, total)
+        in_outputs = masks.first_true(is_wanted, total)
         row_starts = wanted.shape[1] * torch.arange(len(wanted), device=wanted.device)
         in_mask = (row_starts[:, None] + tokens).flatten().index_select(0, in_outputs)
         if route.num_text:

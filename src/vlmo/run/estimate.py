@@ -29,9 +29,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from vlmo.model import cpu, multiway
+from vlmo.model import cpu, masks
 from vlmo.model.embeddings import relative_position_index
-from vlmo.model.multiway import MultiwayBlock, count_true
+from vlmo.model.masks import count_true
+from vlmo.model.multiway import MultiwayBlock
 from vlmo.processing.tokenizers import PAD_MULTIPLE
 from vlmo.recipes.schema import Recipe, check_recipe
 from vlmo.run.fake_cuda import FAKE_CUDA, fake_cuda
@@ -238,7 +239,7 @@ def _step(
     batch, counts = _batch(recipe, rows)
     batch = to_device(batch, device)
     bf16 = recipe.trainer.precision == "bf16"
-    with counts, patch.object(multiway, "count_true", counts.count_true):
+    with counts, patch.object(masks, "count_true", counts.count_true):
         saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
         # Autocast's copies of the weights are kept, too, and counted.
         with saved, torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -333,7 +334,7 @@ class _WithoutData(TorchDispatchMode):
         self.waits: list[str] = []
 
     def count_true(self, *masks: Tensor) -> list[tuple[int, int]]:
-        """Stand in for `multiway.count_true`."""
+        """Stand in for `masks.count_true`."""
         # For its waits.
         count_true(*masks)
         numbers = []

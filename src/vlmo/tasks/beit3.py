@@ -14,7 +14,7 @@ from vlmo.data.masking import IGNORED, WordMaskConfig
 from vlmo.data.sampler import sample_seed
 from vlmo.folder.card import Usage
 from vlmo.losses.masked import accuracy, masked_loss
-from vlmo.model.multiway import true_positions
+from vlmo.model.masks import true_positions
 from vlmo.tasks.inputs import Reads
 from vlmo.tasks.language import LanguageObjective, LanguageTask
 from vlmo.tasks.task import Losses, Objective, RunContext
