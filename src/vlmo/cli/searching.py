@@ -219,7 +219,10 @@ def serve(
             index=index,
             vqa=vqa,
             captioning=captioning,
-            **vars(engines),
+            engine=engines.engine,
+            precision=engines.precision,
+            device=engines.device,
+            reranker=engines.reranker,
         )
         run(bound, parts, settings)
 
@@ -314,7 +317,9 @@ def _show_result(query: str, result: SearchResult, *, is_json: bool) -> None:
                 score = "sum of reciprocal ranks, by words and by the model"
             say(f"score: {score}")
         if result.hits and result.less_likely:
-            say(f"{len(result.less_likely)} less likely images are left out (--min-probability)")
+            say(
+                f"less likely images that are left out (--min-probability): {len(result.less_likely)}"
+            )
     else:
         say("nothing was found")
     facts = ", ".join(f"{part} {1000 * seconds:.0f} ms" for part, seconds in result.seconds.items())

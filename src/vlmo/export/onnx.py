@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmo import model as models
 from vlmo.checkpoints.loading import load_model, load_processor
 from vlmo.export.graphs import IDS, MASK, PIXELS, Graph, GraphModule, free_text_length, graphs_of
-from vlmo.export.sessions import DESCRIPTION, Description, OnnxSession
+from vlmo.export.sessions import DESCRIPTION, INT8_OPERATORS, Description, OnnxSession
 from vlmo.folder import check_processor, file_in
 from vlmo.folder.atomic import write_folder
 from vlmo.lazy import need_package
@@ -298,7 +298,7 @@ def _quantize(
             source,
             target,
             reader(),
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            op_types_to_quantize=list(INT8_OPERATORS),
             nodes_to_exclude=other_lookups,
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
@@ -306,7 +306,7 @@ def _quantize(
             reduce_range=not torch.cpu._is_vnni_supported(),
             use_external_data_format=large,
             # Sums stay float32 instead of being rounded to int8 once more.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Gather"]},
+            extra_options={"OpTypesToExcludeOutputQuantization": list(INT8_OPERATORS)},
         )
     finally:
         logging.disable(before)

@@ -23,6 +23,8 @@ DESCRIPTION = "onnx.json"
 IMAGE_ENCODER = "image_encoder"
 TEXT_ENCODER = "text_encoder"
 FUSION_ENCODER = "fusion_encoder"
+INT8_OPERATORS = ("MatMul", "Gemm", "Gather")
+"""Operators that `int8` graphs have in int8; of Gather those that look up words."""
 
 GraphEngine = Literal["onnx", "openvino"]
 Precision = Literal["float32", "int8"]

@@ -21,6 +21,7 @@ from vlmo.export.sessions import (
     DESCRIPTION,
     FUSION_ENCODER,
     IMAGE_ENCODER,
+    INT8_OPERATORS,
     TEXT_ENCODER,
     Description,
     GraphEngine,
@@ -157,7 +158,7 @@ def write_graphs(folder: Path, fingerprint: str, *, precision: Precision) -> Pat
     # It has the text length, which the fingerprint leaves out.
     settings = folder / "tokenizer_config.json"
     length = settings.read_text(encoding="utf-8") if settings.is_file() else ""
-    target = cached_file("engines", fingerprint, length, NUM_SAMPLES)
+    target = cached_file("engines", fingerprint, length, NUM_SAMPLES, INT8_OPERATORS)
     if _has_graphs(target, precision):
         return target
     from filelock import FileLock

@@ -35,7 +35,8 @@ def as_table(query: str, result: SearchResult) -> Table:
     numbers = {"": list(map(str, range(1, len(result.hits) + 1)))}
     if query:
         numbers["score"] = [f"{hit.score:.3f}" for hit in result.hits]
-    if any(hit.presence is not None for hit in result.hits):
+    # It explains what was set apart, and says little else (docs/search.md).
+    if result.less_likely:
         numbers["probability"] = [f"{hit.presence or 0:.0%}" for hit in result.hits]
     if result.num_reranked:
         numbers["similarity"] = [f"{hit.similarity:.3f}" for hit in result.hits]

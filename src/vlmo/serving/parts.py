@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from vlmo.folder import architectures
 from vlmo.processing.transforms import by_shape
 from vlmo.retrieval import Encoder, Index, Searcher
 from vlmo.retrieval.engine import is_dual_encoder
+from vlmo.retrieval.graphs_engine import EngineName, Precision
 from vlmo.retrieval.search import IMAGES, PAIRS, TEXTS, TOKENS
 from vlmo.serving.batcher import Call
 
@@ -94,10 +95,12 @@ def load_parts(
     index: str | Path | None = None,
     vqa: str | Path | None = None,
     captioning: str | Path | None = None,
+    engine: EngineName | None = None,
+    precision: Precision = "float32",
     device: str | None = None,
-    **options: Any,
+    reranker: str | Path | None = None,
 ) -> Parts:
-    """Load models and index; `folder` may be for `Encoder`, with its `options`, or for `vqa` or `captioning`.
+    """Load models and index; `folder` may hold a model for retrieval, or one for `vqa` or `captioning`, in PyTorch.
 
     Raises:
         ValueError: A folder is of another kind, or model and index do not belong together.
@@ -109,15 +112,14 @@ def load_parts(
 
         task = task_of(folder).name
     if task in {"vqa", "captioning"}:
-        is_torch = options.get("engine") in {None, "torch"}
-        if index or vqa or captioning or options.get("reranker") or not is_torch:
+        if index or vqa or captioning or reranker or engine not in {None, "torch"}:
             raise ValueError(
                 f"{folder} is for {task} and searches nothing; give it alone, or as --{task}"
             )
         model = _load_image_model(task, folder, device=device)
         return Parts(answerer=model) if task == "vqa" else Parts(captioner=model)
     opened = None if index is None else Index(index, in_memory=True)
-    encoder = Encoder(folder, device=device, **options)
+    encoder = Encoder(folder, engine=engine, precision=precision, device=device, reranker=reranker)
     if opened is not None:
         # It checks that they belong together.
         Searcher(encoder, opened)
