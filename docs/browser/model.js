@@ -1,4 +1,4 @@
-// The dual encoder in int8, by ONNX Runtime on WebAssembly: texts and drawings to unit vectors.
+// The dual encoder, its weights in int8, by ONNX Runtime on WebAssembly: texts and drawings to unit vectors.
 
 import * as ort from "./ort.wasm.min.mjs";
 import { Tokenizer } from "./tokenizers.min.mjs";
@@ -34,12 +34,13 @@ function session(graph, onBytes) {
   sessions[graph] ??= (async () => {
     const content = unzipped(`${graph}.onnx.gz`, onBytes);
     ort.env.wasm.wasmBinary ??= await unzipped(RUNTIME, onBytes);
-    return ort.InferenceSession.create(new Uint8Array(await content));
+    // More would round activations where it multiplies by weights in int8.
+    return ort.InferenceSession.create(new Uint8Array(await content), { graphOptimizationLevel: "basic" });
   })();
   return sessions[graph];
 }
 
-const settings = json("model.json");
+const settings = json("onnx.json");
 const tokenizer = Promise.all([json("tokenizer.json"), json("tokenizer_config.json")]).then(
   ([model, config]) => new Tokenizer(model, config),
 );
