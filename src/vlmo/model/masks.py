@@ -1,4 +1,4 @@
-"""Where masks are True, with one wait of the host for a GPU."""
+"""Numbers and positions of True in masks, with one wait of the host for a GPU."""
 
 from __future__ import annotations
 
